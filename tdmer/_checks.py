@@ -1,0 +1,79 @@
+"""The argument checks of the package.
+
+They look at what is free to look at (names, rank, width, dtype, option ranges) and never at the
+values of a tensor, which would make a GPU wait.
+"""
+
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor
+
+
+def check_features(
+    name: str, x: Tensor, *, ndim: int | None = None, width: int | None = None
+) -> None:
+    """Raise unless ``x`` is floating point with the given rank and last axis."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {x.dtype}")
+    if ndim is not None and x.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} axes, got shape {tuple(x.shape)}")
+    if x.ndim < 1 or (width is not None and x.shape[-1] != width):
+        rule = "a feature axis" if width is None else f"{width} features on its last axis"
+        raise ValueError(f"{name} must have {rule}, got shape {tuple(x.shape)}")
+
+
+def check_same_shape(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise unless two tensors have one shape."""
+    if x.shape != other.shape:
+        raise ValueError(
+            f"{name} must have the shape of {other_name}, {tuple(other.shape)}, "
+            f"got {tuple(x.shape)}"
+        )
+
+
+def check_mask(name: str, mask: Tensor | None, shape: Sequence[int]) -> None:
+    """Raise unless ``mask`` is None or a bool tensor of ``shape`` (True where a value is real)."""
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{name} must be a bool tensor, True where a step is real, got {got}")
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(mask.shape)}")
+
+
+def check_count(name: str, value: int, *, least: int = 1) -> None:
+    """Raise unless ``value`` is a whole number of at least ``least``."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_real(
+    name: str, value: float, *, least: float = 0.0, below: float = float("inf")
+) -> None:
+    """Raise unless ``least <= value < below``."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not least <= value < below:
+        raise ValueError(f"{name} must be in [{least}, {below}), got {value}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise unless ``value`` is a finite number above 0."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0.0 < value < float("inf"):
+        raise ValueError(f"{name} must be finite and above 0, got {value}")
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")

@@ -46,6 +46,17 @@ def check_mask(name: str, mask: Tensor | None, shape: Sequence[int]) -> None:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(mask.shape)}")
 
 
+def check_weights(name: str, weights: Tensor | None, shape: Sequence[int]) -> None:
+    """Raise unless ``weights`` is None or a floating point tensor of ``shape``."""
+    if weights is None:
+        return
+    if not isinstance(weights, Tensor) or not weights.is_floating_point():
+        got = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(f"{name} must be a floating point tensor, got {got}")
+    if tuple(weights.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(weights.shape)}")
+
+
 def check_count(name: str, value: int, *, least: int = 1) -> None:
     """Raise unless ``value`` is a whole number of at least ``least``."""
     if not isinstance(value, Integral) or isinstance(value, bool):
@@ -54,9 +65,7 @@ def check_count(name: str, value: int, *, least: int = 1) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def check_real(
-    name: str, value: float, *, least: float = 0.0, below: float = float("inf")
-) -> None:
+def check_real(name: str, value: float, *, least: float = 0.0, below: float = float("inf")) -> None:
     """Raise unless ``least <= value < below``."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
@@ -77,3 +86,18 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     choices = list(choices)
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def check_names(name: str, names: Sequence[str], *, least: int = 1) -> None:
+    """Raise unless ``names`` are different strings that can name a submodule."""
+    if isinstance(names, str) or not all(isinstance(entry, str) for entry in names):
+        raise TypeError(f"{name} must be a sequence of strings, got {names!r}")
+    if len(set(names)) != len(names) or len(names) < least:
+        raise ValueError(f"{name} must hold at least {least} different names, got {list(names)}")
+    reserved = torch.nn.ModuleDict()
+    for entry in names:
+        if not entry or "." in entry or hasattr(reserved, entry):
+            raise ValueError(
+                f"{name} must not be empty, hold a dot or be an attribute of torch.nn.ModuleDict "
+                f"(such as 'values'), got {entry!r}"
+            )

@@ -4,11 +4,14 @@ They look at what is free to look at (names, rank, width, dtype, option ranges) 
 values of a tensor, which would make a GPU wait.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def check_features(
@@ -101,3 +104,14 @@ def check_names(name: str, names: Sequence[str], *, least: int = 1) -> None:
                 f"{name} must not be empty, hold a dot or be an attribute of torch.nn.ModuleDict "
                 f"(such as 'values'), got {entry!r}"
             )
+
+
+def per_modality(name: str, value: T | Mapping[str, T], modalities: Sequence[str]) -> dict[str, T]:
+    """Return one value for each modality; raise if a mapping does not name exactly those."""
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(modalities, value)
+    if set(value) != set(modalities):
+        raise ValueError(
+            f"{name} must have an entry for each of {list(modalities)}, got {list(value)}"
+        )
+    return {modality: value[modality] for modality in modalities}

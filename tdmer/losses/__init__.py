@@ -1,5 +1,21 @@
-"""The losses: every term of Eq. 14 as a function and a Module."""
+"""The losses: every term of Eq. 14 as a function, and as a Module where it has options."""
 
 from tdmer.losses.cmd import CMDLoss, central_moments, cmd_loss, pairwise_cmd_loss
+from tdmer.losses.cross_modal import cross_modal_loss, edge_entropy
+from tdmer.losses.objective import LossTerms, TDMERLoss
+from tdmer.losses.orthogonal import OrthogonalLoss, orthogonal_loss
+from tdmer.losses.reconstruction import reconstruction_loss
 
-__all__ = ["CMDLoss", "central_moments", "cmd_loss", "pairwise_cmd_loss"]
+__all__ = [
+    "CMDLoss",
+    "LossTerms",
+    "OrthogonalLoss",
+    "TDMERLoss",
+    "central_moments",
+    "cmd_loss",
+    "cross_modal_loss",
+    "edge_entropy",
+    "orthogonal_loss",
+    "pairwise_cmd_loss",
+    "reconstruction_loss",
+]

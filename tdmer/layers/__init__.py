@@ -1,0 +1,22 @@
+"""Layers of TDMER: temporal convolution, decoupler, cross-attention, edge weights, pooling."""
+
+from tdmer.layers.cross_attention import CrossAttention, CrossModalBlock, sinusoidal_positions
+from tdmer.layers.decoupling import Decoupled, Decoupler
+from tdmer.layers.edges import EdgeWeights, ordered_pairs
+from tdmer.layers.normalization import InputNormalization
+from tdmer.layers.pooling import masked_mean, zero_pads
+from tdmer.layers.temporal import TemporalConv
+
+__all__ = [
+    "CrossAttention",
+    "CrossModalBlock",
+    "Decoupled",
+    "Decoupler",
+    "EdgeWeights",
+    "InputNormalization",
+    "TemporalConv",
+    "masked_mean",
+    "ordered_pairs",
+    "sinusoidal_positions",
+    "zero_pads",
+]

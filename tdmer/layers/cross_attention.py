@@ -1,0 +1,193 @@
+"""Cross-modal attention: private features of one modality enhanced by those of the others."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tdmer._checks import check_count, check_features, check_mask, check_names, check_real
+from tdmer.layers.pooling import zero_pads
+
+
+def sinusoidal_positions(length: int, width: int) -> Float[Tensor, "t d"]:
+    """Sinusoidal position encodings: sines in the first half of the features, then cosines.
+
+    Args:
+        length: Number of steps ``t``.
+        width: Number of features ``d``.
+
+    Returns:
+        Entries in [-1, 1], shape ``(t, d)``, float32.
+
+    Source:
+        Vaswani et al., "Attention is all you need", NeurIPS 2017, Section 3.5.
+
+    Example:
+        >>> sinusoidal_positions(2, 4)
+        tensor([[0.0000, 0.0000, 1.0000, 1.0000],
+                [0.8415, 0.0100, 0.5403, 0.9999]])
+    """
+    half = (width + 1) // 2
+    rates = 10000.0 ** (-torch.arange(half, dtype=torch.float32) * 2 / width)
+    angles = torch.arange(length, dtype=torch.float32).unsqueeze(1) * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
+
+
+class CrossAttention(nn.Module):
+    r"""Multi-head attention of one target to several sources, summed over the present ones.
+
+    For each source ``p``: ``softmax(Q_p K_p^T / sqrt(d_head)) V_p`` with the query from the target
+    and key and value from the source, then one output projection per source; their sum is taken
+    as one matrix product over all sources. With one source it is
+    :class:`torch.nn.MultiheadAttention`. The attention maps are never materialised.
+
+    Args:
+        sources: Names of the sources.
+        width: Width ``d`` of target and sources, a multiple of ``heads``.
+        heads: Number of attention heads.
+        positions: Whether sinusoidal positions are added to queries and keys (not to values).
+
+    Source:
+        Xu et al., "TDMER", ICASSP 2025, Section II.C; Tsai et al., "Multimodal transformer for
+        unaligned multimodal language sequences", ACL 2019.
+
+    Example:
+        >>> attention = CrossAttention(["audio", "video"], width=8, heads=2)
+        >>> sources = {"audio": torch.zeros(2, 7, 8), "video": torch.zeros(2, 9, 8)}
+        >>> attention(torch.zeros(2, 5, 8), sources).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self, sources: Sequence[str], width: int, heads: int, *, positions: bool = True
+    ) -> None:
+        super().__init__()
+        check_names("sources", sources)
+        check_count("width", width)
+        check_count("heads", heads)
+        if width % heads:
+            raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
+        self.sources = tuple(sources)
+        self.heads = heads
+        self.positions = positions
+        self.query = nn.Linear(width, len(sources) * width)
+        self.key_value = nn.ModuleDict({name: nn.Linear(width, 2 * width) for name in sources})
+        self.out = nn.Linear(len(sources) * width, width)
+
+    def forward(
+        self,
+        target: Float[Tensor, "b t d"],
+        sources: Mapping[str, Float[Tensor, "b _ d"]],
+        masks: Mapping[str, Bool[Tensor, "b _"] | None] | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """Gather from the sources what the target asks for.
+
+        Args:
+            target: Queries come from here.
+            sources: Keys and values come from here, one entry per source.
+            masks: True where a step of a source is real; None or a missing entry: every step.
+
+        Returns:
+            ``(b, t, d)``; 0 for a sample all of whose sources are wholly masked.
+        """
+        width = self.out.out_features
+        check_features("target", target, ndim=3, width=width)
+        if set(sources) != set(self.sources):
+            raise ValueError(f"sources must be {list(self.sources)}, got {list(sources)}")
+        queries = self.query(target)
+        if self.positions:
+            queries = queries + self._position_term(target, self.query.weight)
+        found = []
+        reached = torch.zeros(target.shape[0], dtype=torch.bool, device=target.device)
+        for name, query in zip(self.sources, queries.split(width, dim=-1), strict=True):
+            source, mask = sources[name], None if masks is None else masks.get(name)
+            check_features(f"sources[{name!r}]", source, ndim=3, width=width)
+            check_mask(f"masks[{name!r}]", mask, source.shape[:2])
+            projection = self.key_value[name]
+            key, value = projection(zero_pads(source, mask)).split(width, dim=-1)
+            if self.positions:
+                key = key + self._position_term(source, projection.weight[:width])
+            present = torch.ones_like(reached) if mask is None else mask.any(dim=1)
+            reached = reached | present
+            found.append(self._attend(query, key, value, mask, present))
+        return self.out(torch.cat(found, dim=-1)).masked_fill(~reached[:, None, None], 0.0)
+
+    @staticmethod
+    def _position_term(x: Tensor, weight: Tensor) -> Tensor:
+        # W (x + positions) = W x + W positions, and the second term is the same for all samples.
+        positions = sinusoidal_positions(x.shape[1], x.shape[2]).to(weight)
+        return F.linear(positions, weight)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, present: Tensor
+    ) -> Tensor:
+        query, key, value = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value)
+        )
+        if mask is None:
+            return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        # A softmax over no key at all is undefined: such rows attend to everything, then are 0.
+        keys = (mask | ~present.unsqueeze(1))[:, None, None, :]
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=keys)
+        found = found.masked_fill(~present[:, None, None, None], 0.0)
+        return found.transpose(1, 2).flatten(2)
+
+
+class CrossModalBlock(nn.Module):
+    """Pre-norm block: cross-attention to the sources, then a feed-forward net, both residual.
+
+    Args:
+        sources: Names of the sources.
+        width: Width ``d`` of target and sources, a multiple of ``heads``.
+        heads: Number of attention heads.
+        dropout: Dropout on both residual updates and inside the feed-forward net, in [0, 1).
+        positions: Whether sinusoidal positions are added to queries and keys.
+
+    Example:
+        >>> block = CrossModalBlock(["audio"], width=8, heads=2)
+        >>> block(torch.zeros(2, 5, 8), {"audio": torch.zeros(2, 7, 8)}).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        width: int,
+        heads: int,
+        *,
+        dropout: float = 0.0,
+        positions: bool = True,
+    ) -> None:
+        super().__init__()
+        check_real("dropout", dropout, below=1.0)
+        self.attention = CrossAttention(sources, width, heads, positions=positions)
+        self.target_norm = nn.LayerNorm(width)
+        self.source_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in sources})
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(4 * width, width),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        target: Float[Tensor, "b t d"],
+        sources: Mapping[str, Float[Tensor, "b _ d"]],
+        target_mask: Bool[Tensor, "b t"] | None = None,
+        source_masks: Mapping[str, Bool[Tensor, "b _"] | None] | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """Enhance the target; its length and mask stay, its padded steps are 0."""
+        masks = {} if source_masks is None else source_masks
+        target = zero_pads(target, target_mask)
+        normed = {
+            name: self.source_norms[name](zero_pads(sources[name], masks.get(name)))
+            for name in sources
+        }
+        update = self.attention(self.target_norm(target), normed, masks)
+        target = target + self.dropout(update)
+        return zero_pads(target + self.dropout(self.feed_forward(target)), target_mask)

@@ -1,0 +1,49 @@
+"""Temporal features: a convolution that brings every modality to one width."""
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from tdmer._checks import check_count, check_features, check_mask, check_real
+from tdmer.layers.pooling import zero_pads
+
+
+class TemporalConv(nn.Module):
+    """1D convolution over time to a common width, blind to padded steps (SPEC of Eq. 1's input).
+
+    "Same" padding keeps the length and so the mask; padded steps are 0 before the convolution, as
+    the border is, and after it.
+
+    Args:
+        features: Width ``f`` of the input.
+        width: Width ``d`` of the output.
+        kernel_size: Steps under the kernel, at least 1.
+        dropout: Probability with which single input entries are dropped in training, in [0, 1).
+
+    Example:
+        >>> import torch
+        >>> conv = TemporalConv(2, 8, kernel_size=3)
+        >>> conv(torch.zeros(4, 5, 2)).shape
+        torch.Size([4, 5, 8])
+    """
+
+    def __init__(
+        self, features: int, width: int, *, kernel_size: int = 3, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        check_count("features", features)
+        check_count("width", width)
+        check_count("kernel_size", kernel_size)
+        check_real("dropout", dropout, below=1.0)
+        self.dropout = nn.Dropout(dropout)
+        # Explicit padding: torch's "same" pads an even kernel on the right, too, but warns.
+        self.pad = nn.ConstantPad1d(((kernel_size - 1) // 2, kernel_size // 2), 0.0)
+        self.conv = nn.Conv1d(features, width, kernel_size)
+
+    def forward(
+        self, x: Float[Tensor, "b t f"], mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """Convolve ``x`` of shape ``(b, t, f)`` into ``(b, t, d)``; 0 where ``mask`` is False."""
+        check_features("x", x, ndim=3, width=self.conv.in_channels)
+        check_mask("mask", mask, x.shape[:-1])
+        x = self.dropout(zero_pads(x, mask)).transpose(1, 2)
+        return zero_pads(self.conv(self.pad(x)).transpose(1, 2), mask)

@@ -1,0 +1,203 @@
+"""What class, loss, true class probability and prediction mean for a kind of label.
+
+A task is called with logits and labels and returns the supervised loss of every sample. A label
+may be missing; the sample's loss is then 0 and :meth:`labelled` is False.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tdmer._checks import check_features, check_real, check_same_shape
+from tdmer.fusion.tcp import true_class_probability
+
+
+class Classification(nn.Module):
+    """One class per sample: labels ``(b,)`` int64, -100 where missing.
+
+    Example:
+        >>> task = Classification()
+        >>> logits = torch.tensor([[0.0, 0.0], [1.0, 3.0]])
+        >>> task(logits, torch.tensor([0, -100]))
+        tensor([0.6931, 0.0000])
+        >>> task.predict(logits)
+        tensor([0, 1])
+    """
+
+    missing = -100
+
+    def forward(
+        self, logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]
+    ) -> Float[Tensor, " b"]:
+        """Cross-entropy of every sample, 0 where the label is missing."""
+        self._check(logits, labels)
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(precise, labels, reduction="none", ignore_index=self.missing)
+
+    def labelled(self, labels: Int64[Tensor, " b"]) -> Bool[Tensor, " b"]:
+        """Whether a sample has a label."""
+        return labels != self.missing
+
+    def true_class_probability(
+        self, logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]
+    ) -> Float[Tensor, " b"]:
+        """Probability of the true class; 0 where the label is missing."""
+        self._check(logits, labels)
+        known = self.labelled(labels)
+        tcp = true_class_probability(logits, labels.masked_fill(~known, 0))
+        return tcp.masked_fill(~known, 0.0)
+
+    def predict(self, logits: Float[Tensor, "b k"]) -> Int64[Tensor, " b"]:
+        """Return the most probable class."""
+        return logits.argmax(dim=-1)
+
+    @staticmethod
+    def _check(logits: Tensor, labels: Tensor) -> None:
+        check_features("logits", logits, ndim=2)
+        if labels.dtype != torch.int64:
+            raise TypeError(f"labels must be int64 class indices, got {labels.dtype}")
+        if labels.shape != logits.shape[:1]:
+            raise ValueError(f"labels must have shape {(len(logits),)}, got {tuple(labels.shape)}")
+
+
+class Sentiment(nn.Module):
+    """A score between ordered class values: labels ``(b,)`` float, NaN where missing.
+
+    A label is split linearly between its two nearest class values, so that the target's
+    expectation is the label, and a label at a class value is one class, the paper's ``I*``. The
+    prediction is the expectation of the class values. Labels outside the class values count as
+    the nearest one.
+
+    Args:
+        values: Class values, increasing, in the units of the labels.
+        l1_weight: Weight of the absolute error of the expectation beside the cross-entropy.
+
+    Raises:
+        ValueError: ``values`` are fewer than two or not increasing, or ``l1_weight`` is negative.
+
+    Example:
+        >>> task = Sentiment(values=(-1, 0, 1))
+        >>> task.target(torch.tensor([0.25, -1.0]))
+        tensor([[0.0000, 0.7500, 0.2500],
+                [1.0000, 0.0000, 0.0000]])
+        >>> task.predict(torch.tensor([[0.0, 0.0, 2.0]]))
+        tensor([0.6805])
+    """
+
+    values: Tensor
+
+    def __init__(
+        self, values: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3), *, l1_weight: float = 0.0
+    ) -> None:
+        super().__init__()
+        buffer = torch.tensor(values, dtype=torch.float32)
+        if buffer.ndim != 1 or len(buffer) < 2 or not bool((buffer.diff() > 0).all()):
+            raise ValueError(f"values must be two or more increasing numbers, got {values}")
+        check_real("l1_weight", l1_weight)
+        self.register_buffer("values", buffer)
+        self.l1_weight = l1_weight
+
+    def target(self, labels: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
+        """Split labels between class values; rows sum to 1, and to 0 where a label is missing."""
+        known = self.labelled(labels)
+        labels = labels.masked_fill(~known, 0.0).to(self.values.dtype)
+        labels = labels.clamp(self.values[0], self.values[-1]).contiguous()
+        last = len(self.values) - 1
+        upper = torch.searchsorted(self.values, labels).clamp(1, last)
+        low, high = self.values[upper - 1], self.values[upper]
+        share = ((labels - low) / (high - low)).unsqueeze(1)
+        split = F.one_hot(upper, last + 1) * share + F.one_hot(upper - 1, last + 1) * (1 - share)
+        return split.masked_fill(~known.unsqueeze(1), 0.0)
+
+    def forward(
+        self, logits: Float[Tensor, "b k"], labels: Float[Tensor, " b"]
+    ) -> Float[Tensor, " b"]:
+        """Cross-entropy against the split label, and the weighted L1; 0 where it is missing."""
+        self._check(logits, labels)
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = -(self.target(labels) * precise.log_softmax(dim=-1)).sum(dim=-1)
+        if self.l1_weight:
+            known = self.labelled(labels)
+            error = (self.predict(precise) - labels.masked_fill(~known, 0.0)).abs()
+            loss = loss + self.l1_weight * error.masked_fill(~known, 0.0)
+        return loss
+
+    def labelled(self, labels: Float[Tensor, " b"]) -> Bool[Tensor, " b"]:
+        """Whether a sample has a label."""
+        return ~labels.isnan()
+
+    def true_class_probability(
+        self, logits: Float[Tensor, "b k"], labels: Float[Tensor, " b"]
+    ) -> Float[Tensor, " b"]:
+        """Expected probability under the split label; 0 where the label is missing."""
+        self._check(logits, labels)
+        return true_class_probability(logits, self.target(labels))
+
+    def predict(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
+        """Return the expectation of the class values."""
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return precise.softmax(dim=-1) @ self.values.to(precise.dtype)
+
+    def _check(self, logits: Tensor, labels: Tensor) -> None:
+        check_features("logits", logits, ndim=2, width=len(self.values))
+        check_features("labels", labels, ndim=1)
+        if labels.shape != logits.shape[:1]:
+            raise ValueError(f"labels must have shape {(len(logits),)}, got {tuple(labels.shape)}")
+
+
+class MultiLabel(nn.Module):
+    """Any number of labels per sample: labels ``(b, k)`` float 0 or 1, NaN where missing.
+
+    Single entries may be missing; a sample counts if one of its labels is known.
+
+    Example:
+        >>> task = MultiLabel()
+        >>> logits, labels = torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, float("nan")]])
+        >>> task(logits, labels), task.true_class_probability(logits, labels)
+        (tensor([0.6931]), tensor([0.5000]))
+        >>> task.predict(logits)
+        tensor([[0.5000, 0.8808]])
+    """
+
+    def forward(
+        self, logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"]
+    ) -> Float[Tensor, " b"]:
+        """Mean binary cross-entropy over the known labels of every sample."""
+        self._check(logits, labels)
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        known = ~labels.isnan()
+        labels = labels.masked_fill(~known, 0.0).to(precise.dtype)
+        losses = F.binary_cross_entropy_with_logits(precise, labels, reduction="none")
+        return self._mean_known(losses, known)
+
+    def labelled(self, labels: Float[Tensor, "b k"]) -> Bool[Tensor, " b"]:
+        """Whether a sample has at least one label."""
+        return ~labels.isnan().all(dim=-1)
+
+    def true_class_probability(
+        self, logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"]
+    ) -> Float[Tensor, " b"]:
+        """Mean probability of the true state over the known labels of every sample."""
+        self._check(logits, labels)
+        probabilities = self.predict(logits)
+        known = ~labels.isnan()
+        labels = labels.masked_fill(~known, 0.0).to(probabilities.dtype)
+        of_state = labels * probabilities + (1 - labels) * (1 - probabilities)
+        return self._mean_known(of_state, known)
+
+    def predict(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+        """Return the probability of every label."""
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+
+    @staticmethod
+    def _mean_known(values: Tensor, known: Tensor) -> Tensor:
+        return values.masked_fill(~known, 0.0).sum(dim=-1) / known.sum(dim=-1).clamp(min=1)
+
+    @staticmethod
+    def _check(logits: Tensor, labels: Tensor) -> None:
+        check_features("logits", logits, ndim=2)
+        check_features("labels", labels)
+        check_same_shape("labels", labels, "logits", logits)

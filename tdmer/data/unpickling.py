@@ -10,7 +10,8 @@ A pickle is a program. Three walls stand between it and the machine:
 3. arrays and dtypes are stand-ins until the end, and become real only once their shape, dtype
    and number of bytes agree. NumPy never sees the state that the file declares.
 
-What remains is time: deeply shared tuples as dictionary keys can keep ``hash`` busy.
+What remains are keys: tuples nested a hundred thousand deep, or shared on every level, as a
+dictionary key keep ``hash`` busy or overflow its stack. That ends the process; it runs nothing.
 """
 
 import mmap
@@ -287,11 +288,12 @@ def _array(
         # One by one: at once, NumPy would turn entries of one length into an axis.
         for place, entry in enumerate(content):
             array[place] = entry
-    else:
-        # Python 2 wrote bytes as text.
-        raw: Any = content.encode("latin1") if isinstance(content, str) else content
-        array = np.frombuffer(raw, real)
-        array.flags.writeable = False
+        # NumPy writes objects row by row whatever their order in memory.
+        return array.reshape(shape)
+    # Python 2 wrote bytes as text.
+    raw: Any = content.encode("latin1") if isinstance(content, str) else content
+    array = np.frombuffer(raw, real)
+    array.flags.writeable = False
     # NumPy's "K": the axes are put in order after the array has its shape.
     if order == "K" and axes is not None:
         return array.reshape(shape).transpose(axes)
@@ -405,7 +407,7 @@ def _real(value: Any, seen: dict[int, Any]) -> Any:
         places: Iterable[tuple[Any, Any]] = list(value.items())
         target: Any = value
     elif isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype.kind == "O"):
-        target = value if isinstance(value, list) else value.reshape(-1, order="A")
+        target = value if isinstance(value, list) else value.reshape(-1)
         places = enumerate(target)
     else:
         return value

@@ -214,7 +214,7 @@ def _sides(
         shape = "(n,)" if axes == 1 else "(n, k)"
         raise ValueError(f"pred and true must have one shape {shape}, got {p.shape} and {t.shape}")
     gone = np.isnan(t) | (t == missing)
-    known = ~gone.reshape(len(t), -1).any(1)
+    known = ~gone.any(axis=tuple(range(1, axes)))
     p, t = p[known], t[known]
     for name, side in (("pred", p), ("true", t)):
         if not np.isfinite(side).all():

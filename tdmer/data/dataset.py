@@ -179,26 +179,28 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def describe(datasets: Mapping[str, MultimodalDataset]) -> str:
-    """Report what data sets hold: samples, labels, widths, lengths, damage, ids in two splits.
+    """Report what data sets hold: samples, labels, widths, lengths, damage, leaks.
 
     Args:
         datasets: split name → data set, as a reader returns them.
 
     Returns:
-        Text of one line per split, and one per modality in it.
+        One line per split, one per modality in it, and one per two splits with ids in common.
 
     Example:
         >>> import numpy as np
         >>> audio = np.array([[[1.0], [np.nan]], [[2.0], [3.0]]], np.float32)
         >>> print(describe({"train": MultimodalDataset({"audio": audio}, labels=[-1.0, 2.0])}))
-        train: 2 samples, labels -1 to 2
+        train: 2 samples, labels -1 to 2, 0 missing
           audio: 1 features, 2/2/2 steps (min/median/max), missing in 0, 1 entries not finite
     """
     lines = []
     for split, data in datasets.items():
-        known = data.labels[~data.labels.isnan()]
-        span = f"{known.min():g} to {known.max():g}" if len(known) else "all missing"
-        lines.append(f"{split}: {len(data)} samples, labels {span}")
+        # The two ways to say that a label is missing: NaN, and -100 for a class.
+        missing = data.labels.isnan() | (data.labels == -100)
+        known = data.labels[~missing]
+        span = f"{known.min():g} to {known.max():g}, " if len(known) else ""
+        lines.append(f"{split}: {len(data)} samples, labels {span}{int(missing.sum())} missing")
         lengths = data.lengths
         for name, values in data._values.items():
             steps = lengths[name]
@@ -213,7 +215,7 @@ def describe(datasets: Mapping[str, MultimodalDataset]) -> str:
         for other in splits[place + 1 :]:
             shared = set(datasets[one].ids) & set(datasets[other].ids)
             if shared:
-                lines.append(f"{len(shared)} ids are in both {one} and {other}: {min(shared)!r}, …")
+                lines.append(f"{one} and {other} share {len(shared)} ids: {min(shared)!r} is one")
     return "\n".join(lines)
 
 

@@ -75,6 +75,9 @@ def _load_split(where: str, split: Any) -> MultimodalDataset:
         raise ValueError(
             f"{where}['regression_labels'] must be at least one number, none infinite, got {got}"
         )
+    if not isinstance(split["id"], (list, np.ndarray)):
+        got = type(split["id"]).__name__
+        raise ValueError(f"{where}['id'] must be a list or array of names, got {got}")
     inputs = {}
     for name in _MODALITIES:
         array = split[name]

@@ -1,0 +1,275 @@
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from jaxtyping import config
+from torch.utils.data import DataLoader
+
+from tdmer.data import Batch, MultimodalDataset, Sample, collate, describe
+
+LENGTHS = {"text": [3, 1, 5], "audio": [2, 0, 1]}
+WIDTHS = {"text": 4, "audio": 2}
+
+
+@pytest.fixture
+def no_shape_check(monkeypatch):
+    """Let our own message be seen where the run checks types at every call."""
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+
+
+def sequences(lengths=LENGTHS, widths=WIDTHS, dtype=np.float32):
+    random = np.random.default_rng(0)
+    return {
+        name: [random.normal(size=(t, widths[name])).astype(dtype) for t in steps]
+        for name, steps in lengths.items()
+    }
+
+
+def dataset():
+    return MultimodalDataset(sequences(), [0.5, -1.0, 3.0], ["one", "two", "three"])
+
+
+# Data set
+
+
+def test_samples_come_back_as_they_were():
+    inputs, data = sequences(), dataset()
+    assert len(data) == 3
+    assert data.dims == WIDTHS
+    assert data.ids == ["one", "two", "three"]
+    assert {name: steps.tolist() for name, steps in data.lengths.items()} == LENGTHS
+    for index in range(3):
+        sample = data[index]
+        assert isinstance(sample, Sample)
+        assert list(sample.inputs) == ["text", "audio"]
+        for name, array in inputs.items():
+            assert sample.inputs[name].dtype == torch.float32
+            np.testing.assert_array_equal(sample.inputs[name].numpy(), array[index])
+        assert sample.label == data.labels[index]
+        assert sample.id == data.ids[index]
+    assert data.labels.tolist() == [0.5, -1.0, 3.0]
+
+
+def test_iteration_ends_and_negative_indices_count_from_the_end():
+    data = dataset()
+    assert [data[index].id for index in range(-3, 3)] == data.ids * 2
+    for index in (3, -4):
+        with pytest.raises(IndexError, match=rf"index must be in \[-3, 3\), got {index}"):
+            data[index]
+    assert [sample.id for sample in data] == data.ids
+
+
+def test_ids_are_running_numbers_by_default():
+    data = MultimodalDataset(sequences(), [0, 1, 2], np.array(["a", "b", "c"]))
+    assert [type(name) for name in data.ids] == [str] * 3
+    assert MultimodalDataset(sequences(), [0, 1, 2]).ids == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8"])
+def test_features_become_float32(dtype):
+    x = np.array([[0.5, -2.0]], dtype)
+    assert MultimodalDataset({"a": [x]}, [1.0])[0].inputs["a"].tolist() == [[0.5, -2.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_are_taken(dtype):
+    x = torch.tensor([[[0.5, -2.0], [1.0, 4.0]]], dtype=dtype, requires_grad=True)
+    got = MultimodalDataset({"a": x}, torch.tensor([1.0]))[0].inputs["a"]
+    assert got.tolist() == [[0.5, -2.0], [1.0, 4.0]]
+    assert got.dtype == torch.float32
+
+
+def test_what_is_not_finite_stays_and_overflow_becomes_inf_without_a_warning():
+    x = np.array([[np.nan, np.inf, -np.inf, 1e300, -1e300]])
+    got = MultimodalDataset({"a": [x]}, [1.0])[0].inputs["a"][0]
+    assert got[0].isnan()
+    assert got[1:].tolist() == [np.inf, -np.inf, np.inf, -np.inf]
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype"),
+    [
+        ([0.5, 1.0, np.nan], torch.float32),
+        (np.array([1.0, 2.0, 3.0], ">f8"), torch.float32),
+        ([0, 1, -100], torch.int64),
+        (np.array([0, 1, 2], np.uint8), torch.int64),
+        (torch.tensor([0.0, 1.0, 2.0], dtype=torch.bfloat16), torch.float32),
+        (torch.tensor([0, 1, 2], dtype=torch.int32), torch.int64),
+        ([[0, 1], [1, 1], [0, 0]], torch.int64),
+    ],
+)
+def test_label_dtypes(labels, dtype):
+    data = MultimodalDataset(sequences(), labels)
+    assert data.labels.dtype == dtype
+    assert data.labels.shape == np.shape(labels)
+
+
+def test_nothing_is_shared_with_the_arguments():
+    inputs, labels = sequences(), torch.tensor([0.0, 1.0, 2.0])
+    before = inputs["text"][0].copy()
+    data = MultimodalDataset(inputs, labels)
+    inputs["text"][0][:] = 7
+    labels[:] = 7
+    np.testing.assert_array_equal(data[0].inputs["text"], before)
+    assert data.labels.tolist() == [0.0, 1.0, 2.0]
+
+
+def test_storage_holds_no_pads():
+    # One long sequence among many short ones: padded, this would be 8 MB.
+    long = [np.zeros((1000 if i == 0 else 1, 2), np.float32) for i in range(1000)]
+    content = pickle.dumps(MultimodalDataset({"a": long}, np.zeros(1000)))
+    assert len(content) < 2 * 4 * 2 * 2000 + 40_000
+
+
+def test_workers_see_the_same_data():
+    data = dataset()
+    for workers in (0, 1):
+        loader = DataLoader(data, batch_size=2, collate_fn=collate, num_workers=workers)
+        batches = list(loader)
+        assert [batch.ids for batch in batches] == [["one", "two"], ["three"]]
+        assert all(isinstance(batch, Batch) for batch in batches)
+        torch.testing.assert_close(batches[1].inputs["text"][0], data[2].inputs["text"])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"inputs": {}}, ValueError, "inputs must hold at least one modality, got none"),
+        ({"labels": []}, ValueError, r"labels must have shape \(n,\) or .* got \(0,\)"),
+        ({"labels": np.float64(1.0)}, ValueError, r"labels must have shape .* got \(\)"),
+        ({"labels": np.zeros((3, 1, 1))}, ValueError, r"labels must .* got \(3, 1, 1\)"),
+        ({"labels": np.array(["a", "b", "c"])}, TypeError, "labels must be numbers, got dtype <U1"),
+        ({"labels": [True, False, True]}, TypeError, "labels must be numbers, got dtype bool"),
+        ({"labels": torch.ones(3) > 0}, TypeError, "labels must be numbers, got dtype torch.bool"),
+        ({"labels": [1.0, 2.0]}, ValueError, r"inputs\['text'\] must hold one .* 2, got 3"),
+        ({"ids": ["a", "b"]}, ValueError, "ids must be one per label, 3, got 2"),
+        ({"ids": ["a", b"b", "c"]}, TypeError, r"ids\[1\] must be a str, got bytes"),
+    ],
+)
+@pytest.mark.usefixtures("no_shape_check")
+def test_bad_arguments(change, error, message):
+    arguments = {"inputs": sequences(), "labels": [0.0, 1.0, 2.0]} | change
+    with pytest.raises(error, match=message):
+        MultimodalDataset(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (
+            np.zeros((2, 3)),
+            ValueError,
+            r"must have 4 features like the first .* got shape \(2, 3\)",
+        ),
+        (np.zeros(4), ValueError, r"must have 2 axes, time and features, got shape \(4,\)"),
+        (np.zeros((2, 4), int), TypeError, "must be floating point, got int64"),
+        (
+            torch.zeros(2, 4, dtype=torch.int64),
+            TypeError,
+            "must be floating point, got torch.int64",
+        ),
+        (np.array([["a"] * 4]), TypeError, "must be floating point, got <U1"),
+    ],
+)
+def test_bad_sequences_are_named(bad, error, message):
+    inputs = sequences()
+    inputs["text"][1] = bad
+    with pytest.raises(error, match=r"inputs\['text'\]\[1\] " + message):
+        MultimodalDataset(inputs, [0.0, 1.0, 2.0])
+
+
+def test_sequences_without_features_or_samples():
+    with pytest.raises(ValueError, match=r"inputs\['a'\]\[0\] must have at least 1 features"):
+        MultimodalDataset({"a": [np.zeros((2, 0))]}, [0.0])
+    with pytest.raises(ValueError, match=r"inputs\['a'\] must hold at least one sequence"):
+        MultimodalDataset({"a": []}, [0.0])
+
+
+# Collate
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), min_size=1, max_size=5))
+def test_collate_pads_to_the_longest_of_the_batch(steps):
+    lengths = {"text": [t for t, _ in steps], "audio": [t for _, t in steps]}
+    inputs = sequences(lengths)
+    batch = collate(list(MultimodalDataset(inputs, np.arange(len(steps)) / 2)))
+    for name, arrays in inputs.items():
+        longest = max(1, *lengths[name])
+        assert batch.inputs[name].shape == (len(steps), longest, WIDTHS[name])
+        assert batch.masks[name].dtype == torch.bool
+        for row, array in enumerate(arrays):
+            padded = np.zeros((longest, WIDTHS[name]), np.float32)
+            padded[: len(array)] = array
+            np.testing.assert_array_equal(batch.inputs[name][row], padded)
+            mask = [place < len(array) for place in range(longest)]
+            assert batch.masks[name][row].tolist() == mask
+    assert batch.labels.tolist() == [row / 2 for row in range(len(steps))]
+    assert batch.ids == [str(row) for row in range(len(steps))]
+
+
+def test_collate_keeps_dtype_and_label_shape():
+    sample = Sample({"a": torch.ones(2, 3, dtype=torch.float16)}, torch.tensor([0, 1]), "x")
+    batch = collate([sample, sample])
+    assert batch.inputs["a"].dtype == torch.float16
+    assert batch.labels.tolist() == [[0, 1], [0, 1]]
+
+
+def test_collate_does_not_hand_out_the_storage():
+    data = dataset()
+    batch = collate([data[0]])
+    before = data[0].inputs["text"].clone()
+    batch.inputs["text"].zero_()
+    torch.testing.assert_close(data[0].inputs["text"], before)
+
+
+def test_collate_refuses_what_it_cannot_stack():
+    one = Sample({"a": torch.ones(1, 1)}, torch.tensor(0.0), "one")
+    two = Sample({"b": torch.ones(1, 1)}, torch.tensor(0.0), "two")
+    with pytest.raises(ValueError, match="samples must hold at least one sample, got none"):
+        collate([])
+    message = r"samples must all have the modalities \['a'\], got \['b'\] in sample 'two'"
+    with pytest.raises(ValueError, match=message):
+        collate([one, two])
+
+
+def test_order_of_modalities_is_that_of_the_first_sample():
+    one = Sample({"a": torch.zeros(1, 1), "b": torch.ones(1, 1)}, torch.tensor(0.0), "one")
+    two = Sample({"b": torch.ones(1, 1), "a": torch.zeros(1, 1)}, torch.tensor(0.0), "two")
+    batch = collate([one, two])
+    assert list(batch.inputs) == list(batch.masks) == ["a", "b"]
+    assert batch.inputs["b"].tolist() == [[[1.0]], [[1.0]]]
+
+
+# Report
+
+
+def test_describe():
+    inputs = sequences()
+    inputs["text"][2][0, :2] = np.nan, -np.inf
+    train = MultimodalDataset(inputs, [0.5, np.nan, 3.0], ["a", "b", "c"])
+    test = MultimodalDataset({"text": inputs["text"][:1]}, [np.nan], ["b"])
+    assert describe({"train": train, "test": test}).splitlines() == [
+        "train: 3 samples, labels 0.5 to 3, 1 missing",
+        "  text: 4 features, 1/3/5 steps (min/median/max), missing in 0, 2 entries not finite",
+        "  audio: 2 features, 0/1/2 steps (min/median/max), missing in 1, 0 entries not finite",
+        "test: 1 samples, labels 1 missing",
+        "  text: 4 features, 3/3/3 steps (min/median/max), missing in 0, 0 entries not finite",
+        "train and test share 1 ids: 'b' is one",
+    ]
+
+
+def test_describe_classes():
+    data = MultimodalDataset({"a": [np.ones((1, 1))] * 3}, [2, -100, 0])
+    assert describe({"all": data}).startswith("all: 3 samples, labels 0 to 2, 1 missing\n")
+
+
+def test_data_sets_can_be_saved():
+    buffer = io.BytesIO()
+    pickle.dump(dataset(), buffer)
+    copy = pickle.loads(buffer.getvalue())
+    assert copy.ids == dataset().ids
+    torch.testing.assert_close(copy[2].inputs, dataset()[2].inputs)

@@ -334,15 +334,35 @@ def test_bombs_and_tricks_are_refused(tmp_path, content, message):
     assert peak < 2**24
 
 
-def test_content_is_not_multiplied_through_the_memo(tmp_path):
-    text = b"X" + struct.pack("<I", 10_000) + b"a" * 10_000 + b"q\x00"
-    latin = b"X\x06\x00\x00\x00latin1q\x01"
-    again = b"c_codecs\nencode\nh\x00h\x01\x86R"
-    once = b"\x80\x02" + text + b"0" + latin + b"0]" + again + b"a."
-    assert load(tmp_path, once) == [b"a" * 10_000]
-    twice = once[:-1] + again + b"a."
-    with pytest.raises(ValueError, match="content repeated"):
-        load(tmp_path, twice)
+LONG = 10_000
+LATIN = b"X\x06\x00\x00\x00latin1q\x010"
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (b"X" + struct.pack("<I", LONG) + b"a" * LONG, b"c_codecs\nencode\nh\x00h\x01\x86R"),
+        (b"B" + struct.pack("<I", LONG) + b"a" * LONG, b"cbuiltins\nbytearray\nh\x00\x85R"),
+        (b"](" + b"K\x01" * LONG + b"e", b"cbuiltins\nset\nh\x00\x85R"),
+        (b"](" + b"K\x01" * LONG + b"e", b"cbuiltins\nfrozenset\nh\x00\x85R"),
+        (
+            b"B" + struct.pack("<I", LONG) + b"a" * LONG,
+            EMPTY + b"(K\x01M" + struct.pack("<H", LONG // 4) + b"\x85" + DTYPE + b"\x89h\x00tb",
+        ),
+    ],
+    ids=["encode", "bytearray", "set", "frozenset", "array"],
+)
+def test_content_is_not_multiplied_through_the_memo(tmp_path, first, again):
+    start = b"\x80\x03" + LATIN + first + b"q\x000]("
+    assert len(load(tmp_path, start + again + b"e.")) == 1
+    with pytest.raises(ValueError, match="content repeated to more than the size of the file"):
+        load(tmp_path, start + again * 6 + b"e.")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_content_that_compresses_is_no_repetition(tmp_path, protocol):
+    value = [np.zeros(10_000, "<U5"), bytearray(50_000), bytes(50_000), {*range(5000)}]
+    assert same(value, load(tmp_path, pickle.dumps(value, protocol)))
 
 
 def test_a_cached_extension_is_refused(tmp_path):

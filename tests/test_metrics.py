@@ -63,6 +63,13 @@ def test_correlation_equals_scipy(pair):
     assert -1 <= got <= 1
 
 
+def test_correlation_does_not_round_beyond_1():
+    for seed in range(50):
+        x = np.random.default_rng(seed).normal(size=9)
+        assert sentiment_metrics(x, 3 * x)["corr"] <= 1
+        assert sentiment_metrics(x, -3 * x)["corr"] >= -1
+
+
 def test_f1_takes_the_labels_as_its_weights():
     pred = np.r_[np.full(9, 1.0), -1.0]
     true = np.r_[np.full(5, 1.0), np.full(4, -1.0), -1.0]

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 # Dimensions of an array without entries cost nothing to declare but much to walk through.
 _LARGEST_EMPTY = 2**24
 
-_DTYPE = re.compile(r"[<>=|]?([biufcSUO])[0-9]{0,9}")
+_DTYPE = re.compile(r"[<>=|]?[biufcSUO][0-9]{0,9}")
 
 _REFUSED_OPCODES = {
     "PERSID",
@@ -184,7 +184,8 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         super().__init__(file, encoding="latin1")
-        self._budget = _Budget(size)
+        # Twice: protocols 0 to 2 write text that becomes bytes, and these become an array.
+        self._budget = _Budget(2 * size)
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in for a global."""
@@ -238,11 +239,9 @@ class _Dtype(_StandIn):
     __slots__ = ("dtype",)
 
     def __init__(self, budget: _Budget, code: Any, *_: Any) -> None:
-        match = _DTYPE.fullmatch(code) if isinstance(code, str) else None
-        if match is None:
+        if not isinstance(code, str) or not _DTYPE.fullmatch(code):
             raise _RefusedError(f"the dtype {code!r}: numbers, strings and objects only")
-        # Old NumPy wrote objects with their width.
-        self.dtype = np.dtype(object if match[1] == "O" else code)
+        self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
         _version, order, subdtype, names, fields, *_ = state

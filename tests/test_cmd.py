@@ -495,7 +495,9 @@ def test_module_equals_function() -> None:
 # Compilers and transforms
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.skipif(
+    hasattr(cmd_loss, "__wrapped__"), reason="shape checks at run time cannot be compiled"
+)
 def test_compiles_without_a_graph_break() -> None:
     x, y, z = (part.requires_grad_() for part in random_samples(6, 6, 6, dtype=torch.float32))
     mask = torch.tensor([1, 1, 0, 1, 1, 0]).bool()

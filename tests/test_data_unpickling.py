@@ -76,6 +76,8 @@ def same(one, other):
 def test_everything_allowed_comes_back(tmp_path, protocol):
     ragged = np.empty(2, object)
     ragged[:] = [np.arange(3.0), np.arange(2.0)]
+    pairs = np.empty(2, object)
+    pairs[0], pairs[1] = (1, 2), (3, 4)
     shared = np.arange(4)
     value = {
         "plain": [None, True, 7, -(2**70), 0.5, 1 - 2j, "tëxt", b"", b"\xff\n", bytearray(b"ab")],
@@ -90,7 +92,7 @@ def test_everything_allowed_comes_back(tmp_path, protocol):
         ],
         "no axes, no entries": [np.array(2.0), np.zeros((0, 74)), np.array([], "<U1")],
         "ragged": ragged,
-        "pairs": np.array([(1, 2), (3, 4), None], object),
+        "pairs": pairs,
         "shared": (shared, shared),
         "dtype": np.dtype(">f4"),
     }
@@ -148,8 +150,9 @@ def test_a_cycle_is_kept(tmp_path):
     assert same(np.zeros(1), got[1][1])
 
 
-def test_arrays_are_read_only_and_not_held_twice(tmp_path):
-    path = write(tmp_path, pickle.dumps(np.zeros(1_000_000), 4))
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_arrays_are_read_only_and_not_held_twice(tmp_path, protocol):
+    path = write(tmp_path, pickle.dumps(np.zeros(1_000_000), protocol))
     tracemalloc.start()
     array = load_pickle(path)
     peak = tracemalloc.get_traced_memory()[1]

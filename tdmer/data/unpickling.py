@@ -284,9 +284,7 @@ def _array(
     budget.spend(len(content))
     if objects:
         array = np.empty(len(content), object)
-        # One by one: at once, NumPy would turn entries of one length into an axis.
-        for place, entry in enumerate(content):
-            array[place] = entry
+        array[:] = content
         # NumPy writes objects row by row whatever their order in memory.
         return array.reshape(shape)
     # Python 2 wrote bytes as text.

@@ -1,7 +1,7 @@
 """The whole network: from feature sequences of several modalities to a prediction."""
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,7 +16,7 @@ from tdmer._checks import (
     per_modality,
 )
 from tdmer.fusion.tcp import MeanFusion, TCPFusion
-from tdmer.layers.cross_attention import CrossModalBlock
+from tdmer.layers.cross_attention import CrossModalEncoder
 from tdmer.layers.decoupling import Decoupler
 from tdmer.layers.edges import EdgeWeights
 from tdmer.layers.normalization import InputNormalization
@@ -81,8 +81,8 @@ class TDMER(nn.Module):
         heads: Heads of the cross-modal attention.
         layers: Cross-modal blocks per modality; 0 leaves the private features as they are.
         kernel_size: Steps under the convolution, one for all modalities or by name.
-        dropout: Dropout inside the network, in [0, 1).
-        input_dropout: Dropout on the normalised inputs, one for all modalities or by name.
+        dropout: Dropout in the cross-modal blocks, confidence nets and classifier, in [0, 1).
+        input_dropout: Dropout of input features, one for all modalities or by name.
         activation: Bounded end of the encoders: ``"sigmoid"`` (features in [0, 1]) or ``"tanh"``
             ([-1, 1]; then give :class:`~tdmer.losses.TDMERLoss` ``span=2``).
         positions: Whether the cross-modal attention sees positions.
@@ -132,6 +132,7 @@ class TDMER(nn.Module):
         kernels = per_modality("kernel_size", kernel_size, names)
         drops = per_modality("input_dropout", input_dropout, names)
 
+        self.dims = dict(dims)
         self.modalities = tuple(names)
         self.normalizations = nn.ModuleDict({m: InputNormalization(dims[m]) for m in names})
         self.temporal = nn.ModuleDict(
@@ -140,26 +141,22 @@ class TDMER(nn.Module):
                 for m in names
             }
         )
-        self.decoupler = Decoupler(
-            names, width, dropout=dropout, activation=ACTIVATIONS[activation]
-        )
+        self.decoupler = Decoupler(names, width, activation=ACTIVATIONS[activation])
         self.cross_modal = nn.ModuleDict(
             {
-                m: nn.ModuleList(
-                    CrossModalBlock(
-                        [p for p in names if p != m],
-                        width,
-                        heads,
-                        dropout=dropout,
-                        positions=positions,
-                    )
-                    for _ in range(layers)
+                m: CrossModalEncoder(
+                    [p for p in names if p != m],
+                    width,
+                    heads,
+                    layers=layers,
+                    dropout=dropout,
+                    positions=positions,
                 )
                 for m in names
             }
         )
         branches = [COMMON, *names]
-        self.fusion = (
+        self.fusion: TCPFusion | MeanFusion = (
             TCPFusion(branches, width, num_classes, dropout=dropout)
             if fusion == "tcp"
             else MeanFusion(branches, width, num_classes)
@@ -184,7 +181,7 @@ class TDMER(nn.Module):
             entries in later inputs, are replaced by the mean.
         """
         return {
-            m: self.normalizations[m].fit(
+            m: cast(InputNormalization, self.normalizations[m]).fit(
                 (inputs[m], masks.get(m)) for inputs, masks, *_ in batches if m in inputs
             )
             for m in self.modalities
@@ -219,10 +216,8 @@ class TDMER(nn.Module):
 
         enhanced = {}
         for m in self.modalities:
-            enhanced[m] = private[m]
             sources = {p: private[p] for p in self.modalities if p != m}
-            for block in self.cross_modal[m]:
-                enhanced[m] = block(enhanced[m], sources, masks[m], masks)
+            enhanced[m] = self.cross_modal[m](private[m], sources, masks[m], masks)
 
         present = torch.stack([masks[m].any(dim=1) for m in self.modalities], dim=1)
         common_pooled, enhanced_pooled = (
@@ -263,27 +258,28 @@ class TDMER(nn.Module):
         self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor | None]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         # Give every modality an input and a mask: one padded step where it is left out.
-        for name, given in (("inputs", inputs), ("masks", masks)):
-            unknown = [m for m in given if m not in self.modalities]
+        for name, mapping in (("inputs", inputs), ("masks", masks)):
+            unknown = [m for m in mapping if m not in self.modalities]
             if unknown:
                 raise ValueError(f"{name} must be of {list(self.modalities)}, got {unknown}")
         if not inputs:
             raise ValueError(f"inputs must hold one of {list(self.modalities)}, got none")
         for m, x in inputs.items():
-            check_features(f"inputs[{m!r}]", x, ndim=3, width=self.normalizations[m].mean.numel())
+            check_features(f"inputs[{m!r}]", x, ndim=3, width=self.dims[m])
             check_mask(f"masks[{m!r}]", masks.get(m), x.shape[:2])
         first = next(iter(inputs.values()))
         sizes = {m: x.shape[0] for m, x in inputs.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"inputs must have one batch size, got {sizes}")
-        full, full_masks = {}, {}
+        full: dict[str, Tensor] = {}
+        full_masks: dict[str, Tensor] = {}
         for m in self.modalities:
-            x = inputs.get(m)
-            if x is None or x.shape[1] == 0:
-                x = first.new_zeros(len(first), 1, self.normalizations[m].mean.numel())
-                full_masks[m] = x.new_zeros(x.shape[:2], dtype=torch.bool)
-            else:
-                mask = masks.get(m)
-                full_masks[m] = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
-            full[m] = x
+            given, mask = inputs.get(m), masks.get(m)
+            if given is None or given.shape[1] == 0:
+                given = first.new_zeros(len(first), 1, self.dims[m])
+                mask = given.new_zeros(given.shape[:2], dtype=torch.bool)
+            full[m] = given
+            full_masks[m] = (
+                given.new_ones(given.shape[:2], dtype=torch.bool) if mask is None else mask
+            )
         return full, full_masks

@@ -15,6 +15,7 @@ from tdmer._checks import (
     check_real,
     check_same_shape,
 )
+from tdmer.layers.pooling import zero_pads
 
 
 class LabelledTask(Protocol):
@@ -110,7 +111,10 @@ def confidence_loss(
     check_features("weights", weights, ndim=1)
     check_same_shape("tcp", tcp, "weights", weights)
     check_mask("mask", mask, weights.shape)
-    return _mean_where((weights - tcp.detach()).square(), mask)
+    difference = weights - tcp.detach()
+    if mask is not None:
+        difference = difference.masked_fill(~mask, 0.0)
+    return _mean_where(difference.square(), mask)
 
 
 def tcp_loss(
@@ -155,6 +159,7 @@ def tcp_loss(
     terms = []
     for name, scores in logits.items():
         here = None if present is None else present.get(name)
+        scores = zero_pads(scores, here)
         counts = labelled if here is None else labelled & here
         terms.append(_mean_where(task(scores, labels), counts))
         tcp = task.true_class_probability(scores.detach(), labels)
@@ -262,9 +267,7 @@ class TCPFusion(nn.Module):
         logits, weights, parts = {}, {}, []
         for name in self.heads:
             here = None if present is None else present.get(name)
-            branch = branches[name]
-            if here is not None:
-                branch = branch.masked_fill(~here.unsqueeze(-1), 0.0)
+            branch = zero_pads(branches[name], here)
             logits[name] = self.heads[name](branch)
             weight = self.confidences[name](branch).squeeze(-1)
             weights[name] = weight if here is None else weight.masked_fill(~here, 0.0)
@@ -303,7 +306,7 @@ class MeanFusion(nn.Module):
         here = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         if present is not None:
             here = torch.stack([present.get(n, here[0]) for n in self.heads])
-        x = x.masked_fill(~here.unsqueeze(-1), 0.0)
+        x = zero_pads(x, here)
         weights = here / here.sum(dim=0).clamp(min=1)
         logits = {name: self.heads[name](part) for name, part in zip(self.heads, x, strict=True)}
         return FusionOutput(

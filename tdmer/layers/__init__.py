@@ -1,6 +1,11 @@
 """Layers of TDMER: temporal convolution, decoupler, cross-attention, edge weights, pooling."""
 
-from tdmer.layers.cross_attention import CrossAttention, CrossModalBlock, sinusoidal_positions
+from tdmer.layers.cross_attention import (
+    CrossAttention,
+    CrossModalBlock,
+    CrossModalEncoder,
+    sinusoidal_positions,
+)
 from tdmer.layers.decoupling import Decoupled, Decoupler
 from tdmer.layers.edges import EdgeWeights, ordered_pairs
 from tdmer.layers.normalization import InputNormalization
@@ -10,6 +15,7 @@ from tdmer.layers.temporal import TemporalConv
 __all__ = [
     "CrossAttention",
     "CrossModalBlock",
+    "CrossModalEncoder",
     "Decoupled",
     "Decoupler",
     "EdgeWeights",

@@ -108,11 +108,12 @@ class CrossAttention(nn.Module):
             projection = self.key_value[name]
             key, value = projection(zero_pads(source, mask)).split(width, dim=-1)
             if self.positions:
-                key = key + self._position_term(source, projection.weight[:width])
+                key = key + self._position_term(source, projection.get_parameter("weight")[:width])
             present = torch.ones_like(reached) if mask is None else mask.any(dim=1)
             reached = reached | present
             found.append(self._attend(query, key, value, mask, present))
-        return self.out(torch.cat(found, dim=-1)).masked_fill(~reached[:, None, None], 0.0)
+        summed: Tensor = self.out(torch.cat(found, dim=-1))
+        return summed.masked_fill(~reached[:, None, None], 0.0)
 
     @staticmethod
     def _position_term(x: Tensor, weight: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ class CrossAttention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, present: Tensor
     ) -> Tensor:
         query, key, value = (
-            x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value)
+            x.view(*x.shape[:2], self.heads, -1).transpose(1, 2) for x in (query, key, value)
         )
         if mask is None:
             return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
@@ -191,3 +192,51 @@ class CrossModalBlock(nn.Module):
         update = self.attention(self.target_norm(target), normed, masks)
         target = target + self.dropout(update)
         return zero_pads(target + self.dropout(self.feed_forward(target)), target_mask)
+
+
+class CrossModalEncoder(nn.Module):
+    """Stack of cross-modal blocks for one target; every block sees the same sources.
+
+    Args:
+        sources: Names of the sources.
+        width: Width ``d`` of target and sources, a multiple of ``heads``.
+        heads: Number of attention heads.
+        layers: Number of blocks; 0 returns the target as it is.
+        dropout: Dropout of every block, in [0, 1).
+        positions: Whether sinusoidal positions are added to queries and keys.
+
+    Example:
+        >>> encoder = CrossModalEncoder(["audio"], width=8, heads=2, layers=2)
+        >>> encoder(torch.zeros(2, 5, 8), {"audio": torch.zeros(2, 7, 8)}).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        width: int,
+        heads: int,
+        *,
+        layers: int = 1,
+        dropout: float = 0.0,
+        positions: bool = True,
+    ) -> None:
+        super().__init__()
+        check_count("layers", layers, least=0)
+        self.blocks = nn.ModuleList(
+            CrossModalBlock(sources, width, heads, dropout=dropout, positions=positions)
+            for _ in range(layers)
+        )
+
+    def forward(
+        self,
+        target: Float[Tensor, "b t d"],
+        sources: Mapping[str, Float[Tensor, "b _ d"]],
+        target_mask: Bool[Tensor, "b t"] | None = None,
+        source_masks: Mapping[str, Bool[Tensor, "b _"] | None] | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """Enhance the target; its length and mask stay, its padded steps are 0."""
+        target = zero_pads(target, target_mask)
+        for block in self.blocks:
+            target = block(target, sources, target_mask, source_masks)
+        return target

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float
 from torch import Tensor, cat, nn
 
-from tdmer._checks import check_count, check_names, check_real
+from tdmer._checks import check_count, check_names
 from tdmer.layers.pooling import zero_pads
 
 
@@ -31,7 +31,6 @@ class Decoupler(nn.Module):
     Args:
         names: Names of the modalities.
         width: Width ``d`` of the features.
-        dropout: Dropout on the input of every encoder, in [0, 1).
         activation: Builds the bounded end of the encoders; :class:`torch.nn.Sigmoid` or
             :class:`torch.nn.Tanh`.
 
@@ -51,16 +50,14 @@ class Decoupler(nn.Module):
         names: Sequence[str],
         width: int,
         *,
-        dropout: float = 0.0,
         activation: Callable[[], nn.Module] = nn.Sigmoid,
     ) -> None:
         super().__init__()
         check_names("names", names)
         check_count("width", width)
-        check_real("dropout", dropout, below=1.0)
 
         def encoder() -> nn.Sequential:
-            return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, width), activation())
+            return nn.Sequential(nn.Linear(width, width), activation())
 
         self.common_encoder = encoder()
         self.private_encoders = nn.ModuleDict({name: encoder() for name in names})

@@ -84,5 +84,5 @@ class EdgeWeights(nn.Module):
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).flatten(1)
         # The lowest finite number, not -inf: a row without any pair must stay finite.
         scores = scores.masked_fill(~pairs, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(dim=-1).masked_fill(~pairs, 0.0)
-        return weights.unflatten(1, (present.shape[1], present.shape[1]))
+        weights: Tensor = scores.softmax(dim=-1).masked_fill(~pairs, 0.0)
+        return weights.view(*present.shape, present.shape[1])

@@ -8,16 +8,17 @@ from tdmer.layers.pooling import zero_pads
 
 
 class TemporalConv(nn.Module):
-    """1D convolution over time to a common width, blind to padded steps (SPEC of Eq. 1's input).
+    """1D convolution over time to a common width, blind to padded steps.
 
     "Same" padding keeps the length and so the mask; padded steps are 0 before the convolution, as
-    the border is, and after it.
+    the border is, and after it. Dropout takes a feature out of all steps of a sequence: single
+    entries would be averaged away over time.
 
     Args:
         features: Width ``f`` of the input.
         width: Width ``d`` of the output.
         kernel_size: Steps under the kernel, at least 1.
-        dropout: Probability with which single input entries are dropped in training, in [0, 1).
+        dropout: Probability with which an input feature is dropped in training, in [0, 1).
 
     Example:
         >>> import torch
@@ -34,7 +35,7 @@ class TemporalConv(nn.Module):
         check_count("width", width)
         check_count("kernel_size", kernel_size)
         check_real("dropout", dropout, below=1.0)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout1d(dropout)
         # Explicit padding: torch's "same" pads an even kernel on the right, too, but warns.
         self.pad = nn.ConstantPad1d(((kernel_size - 1) // 2, kernel_size // 2), 0.0)
         self.conv = nn.Conv1d(features, width, kernel_size)
@@ -45,5 +46,5 @@ class TemporalConv(nn.Module):
         """Convolve ``x`` of shape ``(b, t, f)`` into ``(b, t, d)``; 0 where ``mask`` is False."""
         check_features("x", x, ndim=3, width=self.conv.in_channels)
         check_mask("mask", mask, x.shape[:-1])
-        x = self.dropout(zero_pads(x, mask)).transpose(1, 2)
+        x = self.dropout(zero_pads(x, mask).transpose(1, 2))
         return zero_pads(self.conv(self.pad(x)).transpose(1, 2), mask)

@@ -44,6 +44,6 @@ def reconstruction_loss(
     check_mask("mask", mask, output.shape[:-1])
     precise = torch.promote_types(output.dtype, torch.float32)
     difference = zero_pads(target.to(precise) - output.to(precise), mask)
-    distances = torch.linalg.vector_norm(difference, dim=-1)
+    distances: Tensor = torch.linalg.vector_norm(difference, dim=-1)
     steps = max(distances.numel(), 1) if mask is None else mask.sum().clamp(min=1)
     return distances.sum() / steps

@@ -1,0 +1,53 @@
+# Two commands do everything on a machine with Python 3.11 to 3.13: `make demo` and `make test`.
+#
+#   make demo                          train on synthetic data
+#   make demo DATA=path/to/mosi.pkl    train on a file in MMSA's layout
+#   make demo ARGS="--seeds 1"         with options of examples/train.py
+#
+# On Linux, PyPI's PyTorch brings CUDA (several GB). For the CPU build:
+#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DATA ?=
+ARGS ?=
+PIP_FLAGS ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS)
+
+.PHONY: demo test lint types docs check clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/train.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+test: $(VENV)/.developed
+	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --doctest-modules tdmer
+
+lint: $(VENV)/.developed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.developed
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n auto --jaxtyping-packages=tdmer,beartype.beartype -k "not examples and not import"
+
+docs: $(VENV)/.developed
+	$(BIN)/python -m sphinx -W -q -b html docs docs/_build/html
+
+check: test lint types docs
+
+clean:
+	rm -rf $(VENV) build dist docs/_build runs *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml setup.cfg constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable ".[examples]"
+	touch $@
+
+$(VENV)/.developed: $(VENV)/.installed
+	$(PIP) "pip>=25.1"
+	$(PIP) --group dev
+	touch $@

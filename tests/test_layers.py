@@ -1,0 +1,395 @@
+"""Pooling, normalisation, temporal convolution, decoupler, cross-attention and edge weights."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from tdmer.layers import (
+    CrossAttention,
+    CrossModalBlock,
+    Decoupler,
+    EdgeWeights,
+    InputNormalization,
+    TemporalConv,
+    masked_mean,
+    ordered_pairs,
+    sinusoidal_positions,
+    zero_pads,
+)
+from tests.ragged import ragged, with_pads
+
+NAN, INF = float("nan"), float("inf")
+
+
+def gradients(module: nn.Module) -> list[torch.Tensor]:
+    found = [p.grad.clone() for p in module.parameters() if p.grad is not None]
+    module.zero_grad()
+    assert found
+    return found
+
+
+class TestPooling:
+    def test_equals_numpy_on_the_real_steps(self):
+        x, mask = ragged(5, 7, 3)
+        expected = np.stack([x[i, mask[i]].numpy().mean(0) for i in range(5)])
+        np.testing.assert_allclose(masked_mean(x, mask).numpy(), expected, atol=1e-6)
+
+    def test_without_a_mask_every_step_counts(self):
+        x = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(masked_mean(x), x.mean(1))
+
+    def test_no_real_step_gives_zero_and_no_gradient(self):
+        x = torch.full((2, 3, 1), NAN, requires_grad=True)
+        pooled = masked_mean(x, torch.zeros(2, 3, dtype=torch.bool))
+        pooled.sum().backward()
+        assert pooled.tolist() == [[0.0], [0.0]]
+        assert x.grad.tolist() == torch.zeros(2, 3, 1).tolist()
+        assert masked_mean(torch.zeros(2, 0, 1)).tolist() == [[0.0], [0.0]]
+
+    @pytest.mark.parametrize(
+        ("x", "mask", "error", "message"),
+        [
+            (torch.zeros(2, 3), None, ValueError, r"x must have 3 axes, got shape \(2, 3\)"),
+            (torch.zeros(2, 3, 1).int(), None, TypeError, "x must be floating point"),
+            (torch.zeros(2, 3, 1), torch.ones(2, 3), TypeError, "mask must be a bool tensor"),
+            (
+                torch.zeros(2, 3, 1),
+                torch.ones(2, 4, dtype=torch.bool),
+                ValueError,
+                r"mask must have shape \(2, 3\), got \(2, 4\)",
+            ),
+        ],
+    )
+    def test_bad_input(self, x, mask, error, message):
+        with pytest.raises(error, match=message):
+            masked_mean(x, mask)
+
+    def test_zero_pads_keeps_the_rest(self):
+        x, mask = ragged(3, 4, 2)
+        zeroed = zero_pads(x, mask)
+        assert torch.equal(zeroed[mask], x[mask])
+        assert not zeroed[~mask].any()
+        assert zero_pads(x, None) is x
+
+
+class TestInputNormalization:
+    def test_equals_scikit_learn_over_several_batches(self):
+        batches = [ragged(4, 6, 3, seed=seed) for seed in range(3)]
+        norm = InputNormalization(3)
+        assert norm.fit(batches) == 0
+        scaler = StandardScaler().fit(np.concatenate([x[m].numpy() for x, m in batches]))
+        np.testing.assert_allclose(norm.mean.numpy(), scaler.mean_, atol=1e-6)
+        np.testing.assert_allclose(norm.std.numpy(), scaler.scale_, rtol=1e-6)
+        x, mask = batches[0]
+        np.testing.assert_allclose(
+            norm(x, mask)[mask].numpy(), scaler.transform(x[mask].numpy()), atol=1e-5
+        )
+
+    def test_a_large_mean_costs_no_precision(self):
+        x = 1e4 + torch.tensor([0.0, 1.0, 2.0, 3.0]).reshape(2, 2, 1)
+        norm = InputNormalization(1)
+        norm.fit([(x[:1], None), (x[1:], None)])
+        assert norm.std.item() == pytest.approx(np.std([0, 1, 2, 3]), rel=1e-6)
+
+    def test_nonfinite_entries_are_counted_and_become_the_mean(self):
+        x = torch.tensor([[[1.0, NAN], [INF, 2.0], [3.0, 4.0], [-INF, NAN]]])
+        mask = torch.tensor([[True, True, True, False]])
+        norm = InputNormalization(2)
+        assert norm.fit([(x, mask)]) == 2
+        assert norm.mean.tolist() == [2.0, 3.0]
+        assert norm(x, mask).tolist() == [[[-1.0, 0.0], [0.0, -1.0], [1.0, 1.0], [0.0, 0.0]]]
+
+    def test_constant_features_keep_their_scale(self):
+        norm = InputNormalization(2)
+        norm.fit([(torch.tensor([[[0.1, 0.0], [0.1, 0.0], [0.1, 0.0]]]), None)])
+        assert norm.std.tolist() == [1.0, 1.0]
+        torch.testing.assert_close(norm(torch.tensor([[[1.1, 2.0]]])), torch.tensor([[[1.0, 2.0]]]))
+
+    def test_unfitted_leaves_finite_entries_alone(self):
+        x = torch.tensor([[[1.5], [NAN]]])
+        assert InputNormalization(1)(x).flatten().tolist() == [1.5, 0.0]
+
+    def test_gradient_is_finite_through_nan(self):
+        x = torch.tensor([[[1.0], [NAN]]], requires_grad=True)
+        InputNormalization(1)(x).sum().backward()
+        assert x.grad.flatten().tolist() == [1.0, 0.0]
+
+    def test_statistics_travel_with_the_state(self):
+        norm = InputNormalization(1)
+        norm.fit([(torch.tensor([[[1.0], [3.0]]]), None)])
+        copy = InputNormalization(1)
+        copy.load_state_dict(norm.state_dict())
+        assert copy(torch.tensor([[[3.0]]])).item() == 1.0
+
+    def test_nothing_to_fit_is_an_error(self):
+        with pytest.raises(ValueError, match="batches must hold at least one real, finite entry"):
+            InputNormalization(1).fit([(torch.tensor([[[NAN]]]), None)])
+
+
+class TestTemporalConv:
+    @pytest.mark.parametrize("kernel_size", [1, 2, 3, 5])
+    def test_equals_conv1d_on_each_sequence_alone(self, kernel_size):
+        torch.manual_seed(0)
+        conv = TemporalConv(3, 4, kernel_size=kernel_size)
+        x, mask = ragged(4, 6, 3)
+        out = conv(x, mask)
+        for row in range(4):
+            alone = x[row, mask[row]].T[None]
+            left, right = (kernel_size - 1) // 2, kernel_size // 2
+            expected = conv.conv(nn.functional.pad(alone, (left, right)))[0].T
+            torch.testing.assert_close(out[row, mask[row]], expected)
+        assert not out[~mask].any()
+
+    def test_dropout_drops_features_of_whole_sequences_in_training_only(self):
+        torch.manual_seed(0)
+        conv = TemporalConv(50, 50, kernel_size=1, dropout=0.5)
+        with torch.no_grad():
+            conv.conv.weight.copy_(torch.eye(50)[:, :, None])
+            conv.conv.bias.zero_()
+        x = torch.ones(2, 6, 50)
+        out = conv(x)
+        assert torch.equal(out, out[:, :1].expand(2, 6, 50))  # the same features in every step
+        assert not torch.equal(out[0], out[1])
+        assert set(out.unique().tolist()) == {0.0, 2.0}
+        assert torch.equal(conv.eval()(x), x)
+
+    def test_bad_options(self):
+        with pytest.raises(ValueError, match="kernel_size must be at least 1, got 0"):
+            TemporalConv(3, 4, kernel_size=0)
+        with pytest.raises(ValueError, match=r"dropout must be in \[0.0, 1.0\), got 1.0"):
+            TemporalConv(3, 4, dropout=1.0)
+        with pytest.raises(ValueError, match="x must have 3 features on its last axis"):
+            TemporalConv(3, 4)(torch.zeros(1, 2, 5))
+
+
+class TestDecoupler:
+    def test_parts_are_what_the_equations_say(self):
+        torch.manual_seed(0)
+        decoupler = Decoupler(["a", "b"], 4)
+        x, mask = ragged(3, 5, 4)
+        parts = decoupler({"a": x, "b": x}, {"a": mask, "b": mask})
+        # One common encoder: equal inputs, equal common features; private encoders differ.
+        assert torch.equal(parts.common["a"], parts.common["b"])
+        assert not torch.allclose(parts.private["a"], parts.private["b"])
+        real = x[mask]
+        linear = decoupler.private_encoders["a"][0]
+        expected = torch.sigmoid(real @ linear.weight.T + linear.bias)
+        torch.testing.assert_close(parts.private["a"][mask], expected)
+        both = torch.cat([parts.common["b"][mask], parts.private["b"][mask]], -1)
+        decoder = decoupler.decoders["b"]
+        torch.testing.assert_close(
+            parts.reconstructed["b"][mask], both @ decoder.weight.T + decoder.bias
+        )
+        for kind in parts:
+            assert not kind["a"][~mask].any()
+
+    @pytest.mark.parametrize(("activation", "low"), [(nn.Sigmoid, 0.0), (nn.Tanh, -1.0)])
+    def test_features_are_bounded(self, activation, low):
+        decoupler = Decoupler(["a"], 4, activation=activation)
+        parts = decoupler({"a": 1e3 * torch.randn(9, 5, 4)})
+        for kind in (parts.common["a"], parts.private["a"]):
+            assert low <= kind.min() < kind.max() <= 1.0
+
+    @pytest.mark.parametrize(
+        ("names", "error", "message"),
+        [
+            ([], ValueError, "at least 1 different names"),
+            (["a", "a"], ValueError, "at least 1 different names"),
+            ("ab", TypeError, "sequence of strings"),
+            (["a.b"], ValueError, "hold a dot"),
+            (["values"], ValueError, "attribute of torch.nn.ModuleDict"),
+        ],
+    )
+    def test_bad_names(self, names, error, message):
+        with pytest.raises(error, match=message):
+            Decoupler(names, 4)
+
+
+class TestCrossAttention:
+    @staticmethod
+    def pair(width=8, heads=2):
+        """One source, and the torch.nn module with the same weights."""
+        torch.manual_seed(0)
+        ours = CrossAttention(["s"], width, heads, positions=False)
+        theirs = nn.MultiheadAttention(width, heads, batch_first=True)
+        with torch.no_grad():
+            projection = ours.key_value["s"]
+            projection.bias.normal_()
+            ours.query.bias.normal_()
+            ours.out.bias.normal_()
+            theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, projection.weight]))
+            theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, projection.bias]))
+            theirs.out_proj.load_state_dict(ours.out.state_dict())
+        return ours, theirs
+
+    def test_equals_torch_multihead_attention(self):
+        ours, theirs = self.pair()
+        target = torch.randn(3, 5, 8)
+        source, mask = ragged(3, 7, 8)
+        found = ours(target, {"s": source}, {"s": mask})
+        clean = zero_pads(source, mask)
+        expected, _ = theirs(target, clean, clean, key_padding_mask=~mask)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        unmasked, _ = theirs(target, clean, clean)
+        torch.testing.assert_close(ours(target, {"s": clean}), unmasked, atol=1e-5, rtol=1e-5)
+
+    def test_positions_go_to_queries_and_keys_only(self):
+        ours, theirs = self.pair()
+        ours.positions = True
+        target, source = torch.randn(3, 5, 8), torch.randn(3, 7, 8)
+        expected, _ = theirs(
+            target + sinusoidal_positions(5, 8), source + sinusoidal_positions(7, 8), source
+        )
+        torch.testing.assert_close(ours(target, {"s": source}), expected, atol=1e-5, rtol=1e-5)
+
+    def test_several_sources_are_the_sum_of_single_ones(self):
+        torch.manual_seed(0)
+        both = CrossAttention(["a", "b"], 8, 2)
+        target = torch.randn(2, 3, 8)
+        sources = {"a": torch.randn(2, 4, 8), "b": torch.randn(2, 6, 8)}
+        total = both(target, sources)
+        parts = []
+        for place, name in enumerate(sources):
+            one = CrossAttention([name], 8, 2)
+            columns = slice(8 * place, 8 * place + 8)
+            with torch.no_grad():
+                one.query.weight.copy_(both.query.weight[columns])
+                one.query.bias.copy_(both.query.bias[columns])
+                one.key_value[name].load_state_dict(both.key_value[name].state_dict())
+                one.out.weight.copy_(both.out.weight[:, columns])
+                one.out.bias.zero_()
+            parts.append(one(target, {name: sources[name]}))
+        torch.testing.assert_close(total, sum(parts) + both.out.bias, atol=1e-5, rtol=1e-5)
+
+    def test_a_wholly_masked_source_adds_nothing(self):
+        torch.manual_seed(0)
+        attention = CrossAttention(["a", "b"], 8, 2)
+        target, a = torch.randn(2, 3, 8), torch.randn(2, 4, 8)
+        outputs = []
+        for fill in (NAN, 5.0):
+            b = torch.full((2, 6, 8), fill)
+            masks = {"b": torch.zeros(2, 6, dtype=torch.bool)}
+            outputs.append(attention(target, {"a": a, "b": b}, masks))
+        assert torch.equal(*outputs)
+        assert outputs[0].isfinite().all()
+        none = {"a": torch.zeros(2, 4, dtype=torch.bool)} | masks
+        empty = attention(target, {"a": a, "b": b}, none)
+        assert not empty.any()
+        empty.sum().backward()
+        assert all(g.isfinite().all() for g in gradients(attention))
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="width must be a multiple of heads, got 8 and 3"):
+            CrossAttention(["a"], 8, 3)
+        attention = CrossAttention(["a"], 8, 2)
+        with pytest.raises(ValueError, match=r"sources must be \['a'\], got \['b'\]"):
+            attention(torch.zeros(1, 2, 8), {"b": torch.zeros(1, 2, 8)})
+        with pytest.raises(ValueError, match=r"sources\['a'\] must have 8 features"):
+            attention(torch.zeros(1, 2, 8), {"a": torch.zeros(1, 2, 4)})
+
+    @pytest.mark.parametrize(("length", "width"), [(1, 2), (9, 6), (4, 5)])
+    def test_positions_equal_the_paper(self, length, width):
+        place, index = np.arange(length)[:, None], np.arange((width + 1) // 2)
+        angle = place / 10000 ** (2 * index / width)
+        expected = np.concatenate([np.sin(angle), np.cos(angle)], 1)[:, :width]
+        np.testing.assert_allclose(sinusoidal_positions(length, width), expected, atol=1e-6)
+
+
+class TestCrossModalBlock:
+    def test_pads_change_nothing(self):
+        torch.manual_seed(0)
+        block = CrossModalBlock(["s"], 8, 2)
+        (target, tm), (source, sm) = ragged(3, 5, 8), ragged(3, 7, 8, seed=1)
+        found = []
+        for steps, fill in ((0, 0.0), (4, NAN), (2, INF)):
+            (t, t_mask), (s, s_mask) = (
+                with_pads(target, tm, steps, fill),
+                with_pads(source, sm, steps, fill),
+            )
+            out = block(t, {"s": s}, t_mask, {"s": s_mask})
+            assert not out[~t_mask].any()
+            out.square().sum().backward()
+            found.append([out[:, :5], *gradients(block)])
+        for other in found[1:]:
+            for one, two in zip(found[0], other, strict=True):
+                torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+
+    def test_is_residual(self):
+        block = CrossModalBlock(["s"], 8, 2)
+        with torch.no_grad():
+            for layer in (block.attention.out, block.feed_forward[-1]):
+                layer.weight.zero_()
+                layer.bias.zero_()
+        target = torch.randn(2, 3, 8)
+        assert torch.equal(block(target, {"s": torch.randn(2, 4, 8)}), target)
+
+    def test_the_source_decides(self):
+        torch.manual_seed(0)
+        block = CrossModalBlock(["s"], 8, 2)
+        target = torch.randn(2, 3, 8)
+        one, two = (block(target, {"s": torch.randn(2, 4, 8)}) for _ in range(2))
+        assert (one - two).abs().max() > 1e-3
+
+
+class TestEdgeWeights:
+    @settings(deadline=None, max_examples=30)
+    @given(st.integers(1, 4), st.integers(2, 5), st.integers(0, 2**20))
+    def test_a_softmax_over_the_present_ordered_pairs(self, b, m, seed):
+        torch.manual_seed(seed)
+        edges = EdgeWeights(4, 3)
+        pooled, logits = torch.randn(b, m, 4), torch.randn(b, m, 3)
+        present = torch.rand(b, m) < 0.7
+        weights = edges(pooled, logits, present)
+        z = torch.cat([logits, pooled], -1)
+        layer = torch.cat([edges.source.weight, edges.target.weight], 1)[0]
+        for row in range(b):
+            pairs = [
+                (p, q)
+                for p in range(m)
+                for q in range(m)
+                if p != q and present[row, p] and present[row, q]
+            ]
+            expected = torch.zeros(m, m)
+            if pairs:
+                scores = torch.stack([layer @ torch.cat([z[row, p], z[row, q]]) for p, q in pairs])
+                for (p, q), value in zip(pairs, scores.softmax(0), strict=True):
+                    expected[p, q] = value
+            torch.testing.assert_close(weights[row], expected, atol=1e-5, rtol=1e-4)
+
+    def test_absent_modalities_do_not_matter_even_as_nan(self):
+        torch.manual_seed(0)
+        edges = EdgeWeights(4, 3)
+        pooled, logits = torch.randn(2, 3, 4), torch.randn(2, 3, 3)
+        present = torch.tensor([[True, True, False], [True, False, False]])
+        results = []
+        for fill in (0.0, NAN):
+            gone = ~present[..., None]
+            out = edges(pooled.masked_fill(gone, fill), logits.masked_fill(gone, fill), present)
+            out.square().sum().backward()
+            results.append([out, *gradients(edges)])
+        for one, two in zip(*results, strict=True):
+            assert torch.equal(one, two)
+            assert one.isfinite().all()
+        assert results[0][0].sum((1, 2)).tolist() == [1.0, 0.0]
+
+    def test_ordered_pairs_of_a_sample(self):
+        pairs = ordered_pairs(torch.tensor([[True, False, True]]))
+        assert pairs.nonzero().tolist() == [[0, 0, 2], [0, 2, 0]]
+
+
+def test_compiles_to_one_graph():
+    torch.manual_seed(0)
+    block, edges = CrossModalBlock(["s"], 8, 2), EdgeWeights(8, 3)
+    (target, tm), (source, sm) = ragged(3, 5, 8), ragged(3, 7, 8, seed=1)
+
+    def whole(target, source):
+        out = block(target, {"s": source}, tm, {"s": sm})
+        pooled = torch.stack([masked_mean(out, tm), masked_mean(source, sm)], 1)
+        return edges(pooled, pooled[..., :3])
+
+    compiled = torch.compile(whole, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(target, source), whole(target, source))

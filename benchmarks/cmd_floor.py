@@ -106,13 +106,12 @@ def main() -> None:
         (line,) = remedies.plot(sizes, means[0.0], "o-", label=name)
         remedies.plot(sizes, means[0.5], "s--", color=line.get_color())
     remedies.axhline(limit[0.5], color="black", linewidth=0.8)
-    remedies.set_title("d = 128: one distribution (—), a shift of 0.5 (- -), its limit (black)")
+    remedies.set_title("d = 128; dashed: a shift of 0.5, black: its limit")
     rows += [["no floor", 100_000, 128, shift, f"{limit[shift]:.4f}", ""] for shift in SHIFTS]
     for axes in (floor, remedies):
         axes.set(xscale="log", xlabel="n, samples on each side", ylabel="CMD, K = 5")
         axes.legend(fontsize="small")
     floor.set(yscale="log")
-    remedies.title.set_fontsize("medium")
     figure.tight_layout()
     args.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out / "cmd_floor.png", dpi=120)

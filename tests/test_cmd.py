@@ -254,9 +254,19 @@ def test_leading_axes_are_samples() -> None:
     assert torch.equal(central_moments(steps[0]), central_moments(steps[:1]))
 
 
+def test_mask_and_weights_together() -> None:
+    (x,) = random_samples(6)
+    mask, weights = torch.tensor([1, 0, 1, 1, 0, 1]).bool(), torch.arange(1.0, 7.0).double()
+    weights[1] = math.nan
+    expected = central_moments(x[mask], weights=weights[mask])
+    moments = central_moments(x, mask=mask, weights=weights)
+    torch.testing.assert_close(moments, expected, **EXACT)
+
+
 def test_any_layout_in_memory() -> None:
     (x,) = random_samples(10, d=4)
-    assert torch.equal(central_moments(x.t().contiguous().t()), central_moments(x))
+    transposed = central_moments(x.t().contiguous().t())
+    torch.testing.assert_close(transposed, central_moments(x), **EXACT)
     steps = x.view(5, 2, 4).transpose(0, 1)
     torch.testing.assert_close(central_moments(steps), central_moments(x), **EXACT)
 

@@ -1,0 +1,63 @@
+"""Sphinx configuration: `make docs` builds docs/_build/html."""
+
+from importlib.metadata import version as installed_version
+
+from sphinx.application import Sphinx
+
+project = "tdmer"
+author = "The tdmer authors"
+project_copyright = "The tdmer authors, MIT licence"
+version = release = installed_version("tdmer")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "figures"]
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_preserve_defaults = True  # torch.abs, not <built-in method abs>
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 110
+add_module_names = False
+napoleon_custom_sections = ["Source"]
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_title = f"tdmer {version}"
+html_static_path = ["_static"]
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+
+def setup(app: Sphinx) -> None:
+    """Show each field of a named tuple once, with what its docstring says of it."""
+    app.connect("autodoc-process-signature", _signature)
+    app.connect("autodoc-skip-member", _skip)
+
+
+def _signature(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: object,
+    options: object,
+    signature: str | None,
+    returns: str | None,
+) -> tuple[str | None, str | None]:
+    return ("", None) if what == "class" and hasattr(obj, "_fields") else (signature, returns)
+
+
+def _skip(
+    app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object
+) -> bool | None:
+    # What Python itself writes on the fields; then the class docstring lists them.
+    return True if (obj.__doc__ or "").startswith("Alias for field number") else None

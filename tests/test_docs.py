@@ -1,0 +1,90 @@
+"""The pages: their programs run, and the API reference has every public name."""
+
+import doctest
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+if not DOCS.exists():
+    pytest.skip("docs/ is not beside tests/", allow_module_level=True)
+
+PACKAGES = ("tdmer", "tdmer.losses", "tdmer.layers", "tdmer.fusion", "tdmer.data")
+MODULES = ("tdmer.tasks", "tdmer.model", "tdmer.metrics")
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.glob("*.md"))
+NEEDS = {"quickstart.md": ["safetensors"], "trainer.md": ["transformers", "accelerate"]}
+
+FENCE = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MODULE = re.compile(r"^\.\. module:: (\S+)$", re.MULTILINE)
+ENTRY = re.compile(r"^\.\. auto(?:class|function):: (\S+)$", re.MULTILINE)
+
+
+def blocks(page):
+    """Return language, source and first line of every block of a page, numbered from 0."""
+    text = (DOCS / page).read_text()
+    return [
+        (match[1], match[2], text.count("\n", 0, match.start(2))) for match in FENCE.finditer(text)
+    ]
+
+
+def public_names():
+    found = [
+        (module, name) for module in PACKAGES for name in importlib.import_module(module).__all__
+    ]
+    for module in MODULES:
+        for name, thing in vars(importlib.import_module(module)).items():
+            own = getattr(thing, "__module__", None) == module and not name.startswith("_")
+            if own and (inspect.isclass(thing) or inspect.isfunction(thing)):
+                found.append((module, name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Return the objects that the API reference documents."""
+    entries = []
+    for page in (DOCS / "api").glob("*.md"):
+        text = page.read_text()
+        for module in MODULE.findall(text):
+            entries += [getattr(importlib.import_module(module), n) for n in ENTRY.findall(text)]
+    return entries
+
+
+@pytest.mark.parametrize(("module", "name"), public_names())
+def test_public_name_is_in_the_reference_with_an_example(module, name, reference):
+    thing = getattr(importlib.import_module(module), name)
+    assert reference.count(thing) == 1
+    assert inspect.getdoc(thing)
+    if not hasattr(thing, "_fields"):  # a named tuple only carries results
+        assert doctest.DocTestParser().get_examples(thing.__doc__)
+
+
+# A loader of the Trainer asks for pinned memory even where there is no accelerator.
+@pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+def test_programs_of_a_page_run(page, tmp_path, monkeypatch):
+    for package in NEEDS.get(page, ()):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    namespace = {"__name__": "page"}
+    for language, source, line in blocks(page):
+        if language == "python":
+            # The empty lines make a traceback name the line of the page.
+            exec(compile("\n" * line + source, DOCS / page, "exec"), namespace)
+            continue
+        test = doctest.DocTestParser().get_doctest(source, namespace, page, str(DOCS / page), line)
+        runner = doctest.DocTestRunner(verbose=False)
+        report = []
+        runner.run(test, out=report.append, clear_globs=False)
+        assert not runner.failures, "".join(report)
+        namespace = test.globs
+    if page == "trainer.md":
+        errors = [
+            row["eval_mae"] for row in namespace["trainer"].state.log_history if "eval_mae" in row
+        ]
+        assert errors[-1] < errors[0]

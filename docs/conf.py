@@ -39,7 +39,7 @@ copybutton_prompt_is_regexp = True
 
 
 def setup(app: Sphinx) -> None:
-    """Show each field of a named tuple once, with what its docstring says of it."""
+    """Show each field of a named tuple once, and no arguments where a class takes none."""
     app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-skip-member", _skip)
 
@@ -53,7 +53,11 @@ def _signature(
     signature: str | None,
     returns: str | None,
 ) -> tuple[str | None, str | None]:
-    return ("", None) if what == "class" and hasattr(obj, "_fields") else (signature, returns)
+    if isinstance(obj, type) and hasattr(obj, "_fields"):
+        return "", None
+    if isinstance(obj, type) and "__init__" not in vars(obj):
+        return "()", None
+    return signature, returns
 
 
 def _skip(

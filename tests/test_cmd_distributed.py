@@ -58,6 +58,7 @@ def results(
     found |= {"pairwise": pairwise.detach(), "weighted": weighted.detach()}
     nothing = torch.zeros_like(weights[rows], dtype=torch.bool)
     x = inputs["text"]
+    found["unmasked"] = pairwise_cmd_loss([x, inputs["audio"]], span=9.0, group=group)
     found["moments"] = central_moments(x, group=group)
     found["no sample"] = central_moments(x, mask=nothing, group=group)
     return found

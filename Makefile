@@ -30,7 +30,7 @@ lint: $(VENV)/.developed
 
 types: $(VENV)/.developed
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto --jaxtyping-packages=tdmer,beartype.beartype -k "not examples and not import"
+	$(BIN)/python -m pytest -n auto --jaxtyping-packages=tdmer,tests.check -k "not examples and not import"
 
 docs: $(VENV)/.developed
 	$(BIN)/python -m sphinx -W -q -b html docs docs/_build/html

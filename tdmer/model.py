@@ -1,7 +1,7 @@
 """The whole network: from feature sequences of several modalities to a prediction."""
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -167,19 +167,20 @@ class TDMER(nn.Module):
             nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, num_classes)
         )
 
-    def fit_normalization(
-        self, batches: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]
-    ) -> dict[str, int]:
+    def fit_normalization(self, batches: Iterable[Sequence[Any]]) -> dict[str, int]:
         """Fit the normalisation of every modality to a training set, in one pass per modality.
 
         Args:
-            batches: Pairs ``(inputs, masks)`` as :meth:`forward` takes them. It is gone through
-                once per modality, so it must not be an exhausted iterator: a list or a loader.
+            batches: Tuples that begin with ``inputs, masks`` as :meth:`forward` takes them, such
+                as :class:`tdmer.data.Batch`. It is gone through once per modality: a list or a
+                loader, not an iterator that can be used once.
 
         Returns:
             Per modality, the number of real entries that were NaN or infinite; they, and such
             entries in later inputs, are replaced by the mean.
         """
+        if isinstance(batches, Iterator):
+            raise TypeError("batches must be a list or a loader, got an iterator, usable only once")
         return {
             m: cast(InputNormalization, self.normalizations[m]).fit(
                 (inputs[m], masks.get(m)) for inputs, masks, *_ in batches if m in inputs

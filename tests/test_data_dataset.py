@@ -6,19 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxtyping import config
 from torch.utils.data import DataLoader
 
 from tdmer.data import Batch, MultimodalDataset, Sample, collate, describe
 
 LENGTHS = {"text": [3, 1, 5], "audio": [2, 0, 1]}
 WIDTHS = {"text": 4, "audio": 2}
-
-
-@pytest.fixture
-def no_shape_check(monkeypatch):
-    """Let our own message be seen where the run checks types at every call."""
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
 
 
 def sequences(lengths=LENGTHS, widths=WIDTHS, dtype=np.float32):
@@ -150,7 +143,7 @@ def test_workers_see_the_same_data():
         ({"ids": ["a", b"b", "c"]}, TypeError, r"ids\[1\] must be a str, got bytes"),
     ],
 )
-@pytest.mark.usefixtures("no_shape_check")
+@pytest.mark.usefixtures("unchecked")
 def test_bad_arguments(change, error, message):
     arguments = {"inputs": sequences(), "labels": [0.0, 1.0, 2.0]} | change
     with pytest.raises(error, match=message):

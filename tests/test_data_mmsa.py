@@ -4,18 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jaxtyping import config
 
 from tdmer.data import describe, load_mmsa
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data" / "mosi.pkl"
 TEXT, AUDIO, VISION = (2, 4, 1), (3, 1, 0), (1, 2, 2)
-
-
-@pytest.fixture
-def no_shape_check(monkeypatch):
-    """Let our own message be seen where the run checks types at every call."""
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
 
 
 def padded(lengths, longest, width, dtype=np.float32):
@@ -239,7 +232,7 @@ def mask_with_a_hole():
         ("id", 7, "must be a list or array of names, got int"),
     ],
 )
-@pytest.mark.usefixtures("no_shape_check")
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_values_name_file_split_and_key(tmp_path, key, value, message):
     with pytest.raises(ValueError, match=message) as caught:
         load(tmp_path, **{key: value})

@@ -44,6 +44,7 @@ class TestTrueClassProbability:
         assert tcp.tolist() == [0.0]
         assert tcp.dtype == torch.float32
 
+    @pytest.mark.usefixtures("unchecked")
     def test_bad_input(self):
         with pytest.raises(ValueError, match=r"target must have shape \(2,\), got \(3,\)"):
             true_class_probability(torch.zeros(2, 4), torch.zeros(3, dtype=torch.int64))
@@ -78,6 +79,7 @@ class TestConfidenceLoss:
         tcp = torch.tensor([0.5, 0.1], dtype=torch.float64)
         assert gradcheck(lambda w: confidence_loss(w, tcp), w)
 
+    @pytest.mark.usefixtures("unchecked")
     def test_bad_input(self):
         with pytest.raises(ValueError, match="tcp must have the shape of weights"):
             confidence_loss(torch.zeros(2), torch.zeros(3))
@@ -138,6 +140,7 @@ class TestTCPLoss:
         labels = torch.full((4,), -100)
         assert tcp_loss(Classification(), self.logits, self.weights, labels).item() == 0.0
 
+    @pytest.mark.usefixtures("unchecked")
     def test_bad_input(self):
         with pytest.raises(ValueError, match="weights must name the branches of logits"):
             tcp_loss(Classification(), self.logits, {"a": self.weights["a"]}, self.labels)
@@ -185,6 +188,7 @@ class TestFusions:
         assert not out.fused.any()
         assert not torch.stack(list(out.weights.values())).any()
 
+    @pytest.mark.usefixtures("unchecked")
     def test_bad_branches(self, kind):
         with pytest.raises(ValueError, match=r"branches must be \['common', 'text'\]"):
             kind(["common", "text"], 4, 2)({"common": self.branches["common"]})

@@ -50,6 +50,7 @@ class TestPooling:
         assert x.grad.tolist() == torch.zeros(2, 3, 1).tolist()
         assert masked_mean(torch.zeros(2, 0, 1)).tolist() == [[0.0], [0.0]]
 
+    @pytest.mark.usefixtures("unchecked")
     @pytest.mark.parametrize(
         ("x", "mask", "error", "message"),
         [
@@ -157,6 +158,7 @@ class TestTemporalConv:
         assert set(out.unique().tolist()) == {0.0, 2.0}
         assert torch.equal(conv.eval()(x), x)
 
+    @pytest.mark.usefixtures("unchecked")
     def test_bad_options(self):
         with pytest.raises(ValueError, match="kernel_size must be at least 1, got 0"):
             TemporalConv(3, 4, kernel_size=0)
@@ -194,6 +196,7 @@ class TestDecoupler:
         for kind in (parts.common["a"], parts.private["a"]):
             assert low <= kind.min() < kind.max() <= 1.0
 
+    @pytest.mark.usefixtures("unchecked")
     @pytest.mark.parametrize(
         ("names", "error", "message"),
         [
@@ -282,6 +285,7 @@ class TestCrossAttention:
         empty.sum().backward()
         assert all(g.isfinite().all() for g in gradients(attention))
 
+    @pytest.mark.usefixtures("unchecked")
     def test_bad_input(self):
         with pytest.raises(ValueError, match="width must be a multiple of heads, got 8 and 3"):
             CrossAttention(["a"], 8, 3)
@@ -381,6 +385,7 @@ class TestEdgeWeights:
         assert pairs.nonzero().tolist() == [[0, 0, 2], [0, 2, 0]]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_compiles_to_one_graph():
     torch.manual_seed(0)
     block, edges = CrossModalBlock(["s"], 8, 2), EdgeWeights(8, 3)

@@ -111,6 +111,7 @@ class TestOrthogonal:
         expected = orthogonal_loss(x, y, mask=mask, penalty=torch.square, eps=1e-3)
         assert torch.equal(module(x, y, mask=mask), expected)
 
+    @pytest.mark.usefixtures("unchecked")
     @pytest.mark.parametrize(
         ("x", "y", "options", "error", "message"),
         [
@@ -164,6 +165,7 @@ class TestReconstruction:
         x = torch.full((2, 3), NAN)
         assert reconstruction_loss(x, x, mask=torch.zeros(2, dtype=torch.bool)).item() == 0.0
 
+    @pytest.mark.usefixtures("unchecked")
     def test_bad_input(self):
         with pytest.raises(ValueError, match="target must have the shape of output"):
             reconstruction_loss(torch.zeros(2, 3), torch.zeros(3, 3))
@@ -224,6 +226,7 @@ class TestCrossModal:
         cross_modal_loss(logits, torch.ones(1, 3, 3)).backward()
         assert not logits.grad.any()
 
+    @pytest.mark.usefixtures("unchecked")
     def test_bad_input(self):
         with pytest.raises(ValueError, match=r"edges must have shape \(2, 3, 3\), got \(2, 3, 2\)"):
             cross_modal_loss(torch.zeros(2, 3, 4), torch.zeros(2, 3, 2))
@@ -252,6 +255,7 @@ class TestEdgeEntropy:
         assert edges.grad.isfinite().all()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_compiles_to_one_graph():
     x, mask = ragged(3, 4, 5)
     y = x + 1

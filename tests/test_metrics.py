@@ -4,7 +4,6 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from jaxtyping import config
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -20,12 +19,6 @@ SCORES = st.integers(-35, 35).map(lambda tenths: tenths / 10)
 PAIRS = st.integers(1, 40).flatmap(
     lambda n: st.tuples(*[hnp.arrays(np.float64, n, elements=SCORES)] * 2)
 )
-
-
-@pytest.fixture
-def no_shape_check(monkeypatch):
-    """Let our own message be seen where the run checks types at every call."""
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
 
 
 def of(pred, true):
@@ -193,7 +186,7 @@ def test_inputs_are_not_changed():
     [((3,), (2,)), ((3, 1), (3, 1)), ((), ()), ((3,), (3, 1))],
 )
 @pytest.mark.parametrize("metrics", [sentiment_metrics, classification_metrics])
-@pytest.mark.usefixtures("no_shape_check")
+@pytest.mark.usefixtures("unchecked")
 def test_shapes_must_agree(metrics, pred, true):
     with pytest.raises(ValueError, match=r"pred and true must have one shape \(n,\), got"):
         metrics(np.zeros(pred), np.zeros(true))
@@ -336,7 +329,7 @@ def test_probabilities_are_refused():
         multilabel_metrics(np.array([[1.0]]), np.array([[2.0]]))
 
 
-@pytest.mark.usefixtures("no_shape_check")
+@pytest.mark.usefixtures("unchecked")
 def test_label_shapes_must_agree():
     with pytest.raises(ValueError, match=r"pred and true must have one shape \(n, k\), got"):
         multilabel_metrics(np.zeros((2, 3)), np.zeros((2, 2)))

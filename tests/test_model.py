@@ -363,6 +363,7 @@ class TestObjective:
         model = make_model(classes=3)
         assert_finite(TDMERLoss(task)(model(inputs, masks), labels), model)
 
+    @pytest.mark.usefixtures("unchecked")
     @pytest.mark.parametrize(
         ("options", "error", "message"),
         [
@@ -411,6 +412,7 @@ class TestTraining:
         assert torch.equal(model(inputs, masks).logits, again(inputs, masks).logits)
 
 
+@pytest.mark.usefixtures("unchecked")
 class TestBadInput:
     @pytest.mark.parametrize(
         ("dims", "options", "error", "message"),
@@ -446,6 +448,11 @@ class TestBadInput:
         with pytest.raises(error, match=message):
             make_model()(inputs | change)
 
+    def test_an_iterator_of_batches(self):
+        inputs, masks, _ = make_batch()
+        with pytest.raises(TypeError, match="batches must be a list or a loader"):
+            make_model().fit_normalization(iter([(inputs, masks)]))
+
     def test_masks(self):
         inputs, masks, _ = make_batch()
         with pytest.raises(TypeError, match="must be a bool tensor"):
@@ -456,6 +463,7 @@ class TestBadInput:
             make_model()({})
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_compiles_to_one_graph():
     inputs, masks, labels = make_batch()
     model, objective = make_model().eval(), TDMERLoss(Sentiment())

@@ -36,6 +36,7 @@ class TestClassification:
             tcp, torch.stack([probabilities[0, 1], torch.tensor(0.0), probabilities[2, 3]])
         )
 
+    @pytest.mark.usefixtures("unchecked")
     def test_bad_labels(self):
         with pytest.raises(TypeError, match=r"labels must be int64 class indices, got torch.float"):
             Classification()(torch.zeros(2, 3), torch.zeros(2))
@@ -100,11 +101,13 @@ class TestSentiment:
         assert Sentiment().to(torch.float64).values.dtype == torch.float64
         assert "values" in Sentiment().state_dict()
 
+    @pytest.mark.usefixtures("unchecked")
     @pytest.mark.parametrize("values", [(1,), (0, 0), (1, 0), ((0, 1), (2, 3))])
     def test_bad_values(self, values):
         with pytest.raises(ValueError, match="values must be two or more increasing numbers"):
             Sentiment(values=values)
 
+    @pytest.mark.usefixtures("unchecked")
     def test_bad_input(self):
         with pytest.raises(ValueError, match="logits must have 7 features on its last axis"):
             Sentiment()(torch.zeros(2, 3), torch.zeros(2))
@@ -142,6 +145,7 @@ class TestMultiLabel:
         assert logits.grad.isfinite().all()
         assert not logits.grad[1].any()
 
+    @pytest.mark.usefixtures("unchecked")
     def test_bad_input(self):
         with pytest.raises(ValueError, match="labels must have the shape of logits"):
             MultiLabel()(torch.zeros(2, 3), torch.zeros(2, 4))

@@ -1,7 +1,7 @@
 """Task-contribution fusion: branches weighed by their estimated true class probability."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -18,6 +18,7 @@ from tdmer._checks import (
 from tdmer.layers.pooling import zero_pads
 
 
+@runtime_checkable
 class LabelledTask(Protocol):
     """What :func:`tcp_loss` asks of a task; see :mod:`tdmer.tasks`."""
 

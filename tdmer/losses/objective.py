@@ -60,7 +60,8 @@ class TDMERLoss(nn.Module):
         alpha: Weight of ``con`` and ``rec``.
         beta: Weight of ``cp`` and ``pp``.
         gamma: Weight of ``en``.
-        delta: Weight of ``f``.
+        delta: Weight of ``f``. Well below the default, the pull of ``dc`` keeps the logits of the
+            common features constant.
         without: Names of terms to leave out (``con rec cp pp en f dc dp``), for ablations.
         entropy_weight: Weight of ``log(edges) - entropy`` of the edges of ``dc`` and ``dp``, which
             keeps the edges from collapsing onto one; 0 is the paper.
@@ -93,7 +94,7 @@ class TDMERLoss(nn.Module):
         alpha: float = 0.1,
         beta: float = 0.1,
         gamma: float = 0.1,
-        delta: float = 1.0,
+        delta: float = 5.0,
         without: Collection[str] = (),
         entropy_weight: float = 0.0,
         n_moments: int = 5,

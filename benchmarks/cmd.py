@@ -10,6 +10,7 @@ turns, so that a busy machine slows all of them. Run from the root of the reposi
 
 import argparse
 import csv
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -74,6 +75,7 @@ def extra_memory(run: Run, samples: list[Tensor]) -> float:
     """Peak memory beyond the inputs, in units of the inputs; their gradient counts as 1."""
     for x in samples:
         x.grad = None
+    gc.collect()
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     run(samples)
@@ -106,6 +108,7 @@ def measure(n: int, d: int, contenders: dict[str, Run], seconds: float) -> list[
             {
                 "n": n,
                 "d": d,
+                "threads": torch.get_num_threads(),
                 "contender": name,
                 "best_ms": round(best[name], 4),
                 "median_ms": round(statistics.median(times[name]), 4),
@@ -133,7 +136,7 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
         [s + 0.4 - width / 2 for s in range(len(sizes))], [f"{n} x {d}" for n, d in sizes]
     )
     axes.set(yscale="log", ylabel="ms, forward and backward", xlabel="samples x features")
-    axes.set_title("CMD of three modalities: best time")
+    axes.set_title(f"CMD of three modalities, {torch.get_num_threads()} threads: best time")
     axes.legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=120)

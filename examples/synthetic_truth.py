@@ -82,7 +82,8 @@ def whole(data: MultimodalDataset) -> Batch:
 def run(model: TDMER, data: MultimodalDataset) -> TDMEROutput:
     """Return the model's output for a whole data set."""
     batch = whole(data)
-    return model(batch.inputs, batch.masks)
+    output: TDMEROutput = model(batch.inputs, batch.masks)
+    return output
 
 
 def check_fusion(epochs: int, title: str, **options: Any) -> None:
@@ -157,12 +158,13 @@ def probe(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> float:
     The penalty is the mean variance of the features: a map without noise hides nothing from a
     probe without penalty, and what counts is which factor stands out.
     """
-    x, y, x_test, y_test = (z.double().numpy() for z in (x, y, x_test, y_test))
-    centre, mean = x.mean(0), y.mean(0)
-    x, x_test = x - centre, x_test - centre
-    gram = x.T @ x + len(x) * x.var() * np.eye(x.shape[1])
-    predicted = x_test @ np.linalg.solve(gram, x.T @ (y - mean)) + mean
-    return float(1 - ((y_test - predicted) ** 2).sum() / ((y_test - y_test.mean(0)) ** 2).sum())
+    mean = y.mean(0)
+    centred, centred_test = x - x.mean(0), x_test - x.mean(0)
+    penalty = len(x) * centred.var() * torch.eye(x.shape[1])
+    coefficients = torch.linalg.solve(centred.T @ centred + penalty, centred.T @ (y - mean))
+    errors = y_test - mean - centred_test @ coefficients
+    unexplained = errors.square().sum() / (y_test - y_test.mean(0)).square().sum()
+    return 1 - float(unexplained)
 
 
 if __name__ == "__main__":

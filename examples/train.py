@@ -16,7 +16,6 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,9 @@ from torch.utils.data import DataLoader
 
 import tdmer
 from tdmer import TDMER, Sentiment, TDMERLoss, sentiment_metrics
-from tdmer.data import Batch, MultimodalDataset, collate, load_mmsa, make_synthetic
+from tdmer.data import Batch, MultimodalDataset, Sample, collate, load_mmsa, make_synthetic
 from tdmer.losses.objective import TERMS
+from tdmer.metrics import bootstrap_interval
 
 COLUMNS = {
     "mae": "MAE",
@@ -92,15 +92,17 @@ def main() -> None:
     }
     (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
-    started, results, epochs = time.monotonic(), [], []
+    started = time.monotonic()
+    results: list[dict[str, Any]] = []
+    epochs: list[dict[str, Any]] = []
     interrupted = False
     for seed in range(args.seeds):
-        if interrupted:
-            break
-        result, rows, interrupted = train(seed, config, splits)
+        result, rows, interrupted = train(seed, config, splits, torch.device(args.device))
         epochs += rows
         if result is not None:
             results.append(result)
+        if interrupted:
+            break
     if not results:
         raise SystemExit("Stopped before the first epoch ended: nothing to keep.")
 
@@ -108,6 +110,7 @@ def main() -> None:
     save_file(best["state"], args.out / "model.safetensors")
     write_epochs(epochs, args.out / "epochs.csv")
     summary = summarize(results, interrupted)
+    summary["interval"] = interval(best, splits["test"])
     (args.out / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw(epochs, summary, best["seed"], args.out / "training.png")
     show(results, summary, args.out, time.monotonic() - started)
@@ -129,7 +132,8 @@ def parse_args() -> argparse.Namespace:
     add("--lr", type=float, default=1e-3, help="peak learning rate")
     add("--weight-decay", type=float, default=1e-2)
     add("--clip", type=float, default=1.0, help="greatest norm of the gradient")
-    add("--threads", type=int, default=torch.get_num_threads(), help="threads of PyTorch")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--threads", type=int, default=1, help="CPU threads; this model is too small for many")
     add("--values", type=float, nargs="+", default=[-3, -2, -1, 0, 1, 2, 3], help="class values")
     model = parser.add_argument_group("model")
     model.add_argument("--width", type=int, default=64)
@@ -168,18 +172,19 @@ def describe_data(args: argparse.Namespace) -> dict[str, str]:
 
 
 def train(
-    seed: int, config: dict[str, Any], splits: dict[str, MultimodalDataset]
+    seed: int,
+    config: dict[str, Any],
+    splits: dict[str, MultimodalDataset],
+    device: torch.device,
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]], bool]:
     """Train one seed; return its result (None without a full epoch), its epochs, if interrupted."""
     options = config["training"]
     torch.manual_seed(seed)
     task = Sentiment(**config["task"])
-    objective = TDMERLoss(task, **config["loss"])
+    objective = TDMERLoss(task, **config["loss"]).to(device)
     model = TDMER(**config["model"])
-    shuffled = DataLoader(
-        splits["train"], options["batch_size"], shuffle=True, collate_fn=collate, drop_last=False
-    )
-    damaged = model.fit_normalization(list(in_order(splits["train"])))
+    shuffled = DataLoader(splits["train"], options["batch_size"], shuffle=True, collate_fn=collate)
+    damaged = model.to(device).fit_normalization(in_order(splits["train"]))
     for modality, count in damaged.items():
         if count and seed == 0:
             console.print(f"{modality}: {count} NaN or infinite entries count as the mean")
@@ -192,7 +197,9 @@ def train(
         optimizer, max_lr=options["lr"], total_steps=steps, pct_start=0.1
     )
     rows: list[dict[str, Any]] = []
-    best, best_state, interrupted = None, None, False
+    best: dict[str, Any] | None = None
+    best_state: dict[str, Tensor] | None = None
+    interrupted = False
     columns = [
         TextColumn("[bold]{task.description}"),
         BarColumn(),
@@ -206,6 +213,7 @@ def train(
                 model.train()
                 sums: dict[str, float] = {}
                 for batch in shuffled:
+                    batch = to_device(batch, device)
                     terms = objective(model(batch.inputs, batch.masks), batch.labels)
                     optimizer.zero_grad()
                     terms.total.backward()
@@ -216,7 +224,7 @@ def train(
                     for name, value in terms._asdict().items():
                         sums[name] = sums.get(name, 0.0) + value.item() * len(batch.ids)
                 losses = {name: value / len(splits["train"]) for name, value in sums.items()}
-                valid, weights = evaluate(model, task, splits["valid"])
+                valid, weights, _ = evaluate(model, task, splits["valid"])
                 rows.append({"seed": seed, "epoch": epoch, **losses, **valid, **weights})
                 progress.console.print(
                     f"seed {seed}  epoch {epoch:2d}  loss {losses['total']:7.3f}  "
@@ -235,24 +243,33 @@ def train(
     if best is None or best_state is None:
         return None, rows, interrupted
     model.load_state_dict(best_state)
-    test, weights = evaluate(model, task, splits["test"])
-    return {**best, "test": test, "weights": weights, "state": best_state}, rows, interrupted
+    test, weights, predictions = evaluate(model, task, splits["test"])
+    result = {**best, "test": test, "weights": weights}
+    return {**result, "state": best_state, "predictions": predictions}, rows, interrupted
 
 
-def in_order(data: MultimodalDataset) -> Iterator[Batch]:
+def in_order(data: MultimodalDataset) -> DataLoader[Sample]:
     """Go through a split without shuffling."""
-    yield from DataLoader(data, batch_size=128, collate_fn=collate)
+    return DataLoader(data, batch_size=128, collate_fn=collate)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move the tensors of a batch."""
+    inputs, masks = ({m: x.to(device) for m, x in part.items()} for part in batch[:2])
+    return Batch(inputs, masks, batch.labels.to(device), batch.ids)
 
 
 @torch.no_grad()
 def evaluate(
     model: TDMER, task: Sentiment, data: MultimodalDataset
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the metrics of a split and the mean fusion weight of every branch."""
+) -> tuple[dict[str, float], dict[str, float], Tensor]:
+    """Return the metrics of a split, the mean fusion weight of every branch, the predictions."""
     model.eval()
+    device = next(model.parameters()).device
     predictions: list[Tensor] = []
     weights: list[dict[str, Tensor]] = []
     for batch in in_order(data):
+        batch = to_device(batch, device)
         output = model(batch.inputs, batch.masks)
         predictions.append(task.predict(output.logits))
         weights.append(output.weights)
@@ -260,7 +277,8 @@ def evaluate(
         f"weight_{branch}": torch.cat([batch[branch] for batch in weights]).mean().item()
         for branch in weights[0]
     }
-    return sentiment_metrics(torch.cat(predictions), data.labels), means
+    joined = torch.cat(predictions).cpu()
+    return sentiment_metrics(joined, data.labels), means, joined
 
 
 def summarize(results: list[dict[str, Any]], interrupted: bool) -> dict[str, Any]:
@@ -276,7 +294,8 @@ def summarize(results: list[dict[str, Any]], interrupted: bool) -> dict[str, Any
             for name, column in columns.items()
         }
 
-    seeds = [{key: result[key] for key in result if key != "state"} for result in results]
+    kept = ("seed", "epoch", "valid", "test", "weights")
+    seeds = [{key: result[key] for key in kept} for result in results]
     return {
         "test": over_seeds("test"),
         "valid": over_seeds("valid"),
@@ -284,6 +303,15 @@ def summarize(results: list[dict[str, Any]], interrupted: bool) -> dict[str, Any
         "seeds": seeds,
         "interrupted": interrupted,
     }
+
+
+def interval(best: dict[str, Any], data: MultimodalDataset) -> dict[str, Any]:
+    """95 % bootstrap intervals over the test samples, for the model that is kept."""
+    bounds = {
+        name: bootstrap_interval(best["predictions"], data.labels, metric=name)
+        for name in best["test"]
+    }
+    return {"seed": best["seed"], "level": 0.95, "test": bounds}
 
 
 def write_epochs(rows: list[dict[str, Any]], path: Path) -> None:
@@ -315,7 +343,7 @@ def draw(rows: list[dict[str, Any]], summary: dict[str, Any], seed: int, path: P
     for axes in (losses, metrics, weights):
         axes.axvline(chosen, color="0.7", linestyle="--", zorder=0)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=9, ncols=2, framealpha=0.7)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, frameon=False)
     figure.suptitle(f"Seed {seed}; the dashed line is the chosen epoch, {chosen}")
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -126,7 +126,7 @@ def parse_args() -> argparse.Namespace:
     add("--data", type=Path, help="pickle in MMSA's layout; without it, synthetic data")
     add("--out", type=Path, default=Path("runs/latest"), help="run folder")
     add("--seeds", type=int, default=3, help="how many seeds to train, from 0")
-    add("--epochs", type=int, default=15, help="most epochs per seed")
+    add("--epochs", type=int, default=10, help="most epochs per seed")
     add("--patience", type=int, default=6, help="epochs without a better validation MAE to stop at")
     add("--batch-size", type=int, default=32)
     add("--lr", type=float, default=1e-3, help="peak learning rate")
@@ -151,7 +151,7 @@ def parse_args() -> argparse.Namespace:
     loss.add_argument("--without", nargs="*", choices=TERMS, default=[], help="terms left out")
     loss.add_argument("--entropy-weight", type=float, default=0.0, help="keeps edges apart")
     loss.add_argument("--samples", choices=["pooled", "steps"], default="pooled")
-    loss.add_argument("--l1-weight", type=float, default=0.0, help="weight of the absolute error")
+    loss.add_argument("--l1-weight", type=float, default=0.5, help="weight of the absolute error")
     return parser.parse_args()
 
 

@@ -79,5 +79,5 @@ def edge_entropy(edges: Float[Tensor, "b m m"]) -> Float[Tensor, " b"]:
     """
     check_features("edges", edges, ndim=3)
     # The floor keeps the gradient of w log w finite at 0, where its limit is 0.
-    logs = edges.clamp_min(torch.finfo(edges.dtype).tiny).log()
-    return -(edges * logs).sum(dim=(1, 2))
+    surprise = -edges.clamp_min(torch.finfo(edges.dtype).tiny).log()
+    return (edges * surprise).sum(dim=(1, 2))

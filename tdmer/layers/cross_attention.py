@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tdmer._checks import check_count, check_features, check_mask, check_names, check_real
-from tdmer.layers.pooling import zero_pads
+from tdmer.layers.dropout import Dropout
+from tdmer.layers.pooling import is_readable, zero_pads
 
 
 def sinusoidal_positions(length: int, width: int) -> Float[Tensor, "t d"]:
@@ -99,8 +100,7 @@ class CrossAttention(nn.Module):
         queries = self.query(target)
         if self.positions:
             queries = queries + self._position_term(target, self.query.weight)
-        found = []
-        reached = torch.zeros(target.shape[0], dtype=torch.bool, device=target.device)
+        found, reached = [], []
         for name, query in zip(self.sources, queries.split(width, dim=-1), strict=True):
             source, mask = sources[name], None if masks is None else masks.get(name)
             check_features(f"sources[{name!r}]", source, ndim=3, width=width)
@@ -109,11 +109,13 @@ class CrossAttention(nn.Module):
             key, value = projection(zero_pads(source, mask)).split(width, dim=-1)
             if self.positions:
                 key = key + self._position_term(source, projection.get_parameter("weight")[:width])
-            present = torch.ones_like(reached) if mask is None else mask.any(dim=1)
-            reached = reached | present
-            found.append(self._attend(query, key, value, mask, present))
+            found.append(self._attend(query, key, value, mask))
+            reached.append(mask)
         summed: Tensor = self.out(torch.cat(found, dim=-1))
-        return summed.masked_fill(~reached[:, None, None], 0.0)
+        present = [mask.any(dim=1) for mask in reached if mask is not None]
+        if len(present) < len(reached):
+            return summed
+        return _zero_samples(summed, torch.stack(present).any(dim=0))
 
     @staticmethod
     def _position_term(x: Tensor, weight: Tensor) -> Tensor:
@@ -121,19 +123,41 @@ class CrossAttention(nn.Module):
         positions = sinusoidal_positions(x.shape[1], x.shape[2]).to(weight)
         return F.linear(positions, weight)
 
-    def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, present: Tensor
-    ) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None and is_readable(mask):
+            key, value, mask = _without_hidden(key, value, mask)
+        width = query.shape[-1] // self.heads
+        # The CPU's kernel multiplies slowly where a head is not a multiple of 16 features wide.
+        pad = -width % 16 if query.device.type == "cpu" else 0
         query, key, value = (
-            x.view(*x.shape[:2], self.heads, -1).transpose(1, 2) for x in (query, key, value)
+            F.pad(x.view(*x.shape[:2], self.heads, width), (0, pad)).transpose(1, 2)
+            for x in (query, key, value)
         )
-        if mask is None:
-            return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        # A softmax over no key at all is undefined: such rows attend to everything, then are 0.
-        keys = (mask | ~present.unsqueeze(1))[:, None, None, :]
-        found = F.scaled_dot_product_attention(query, key, value, attn_mask=keys)
-        found = found.masked_fill(~present[:, None, None, None], 0.0)
-        return found.transpose(1, 2).flatten(2)
+        keys = present = None
+        if mask is not None:
+            # A softmax over no key at all is undefined: such rows attend to everything, then are 0.
+            present = mask.any(dim=1)
+            keys = (mask | ~present.unsqueeze(1))[:, None, None, :]
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=keys, scale=width**-0.5)
+        found = found[..., :width].transpose(1, 2).flatten(2)
+        return found if present is None else _zero_samples(found, present)
+
+
+def _without_hidden(
+    key: Tensor, value: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Bring the real steps to the front and cut what no sample needs; no mask where all is real."""
+    steps = mask.sum(dim=1).tolist()
+    longest = max(1, *steps) if steps else 1
+    if longest < mask.shape[1]:
+        order = mask.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]
+        rows = torch.arange(len(mask)).unsqueeze(1)
+        key, value, mask = key[rows, order], value[rows, order], mask[rows, order]
+    return key, value, None if min(steps, default=0) == longest else mask
+
+
+def _zero_samples(x: Tensor, present: Tensor) -> Tensor:
+    return zero_pads(x, present.unsqueeze(1).expand(x.shape[:2]))
 
 
 class CrossModalBlock(nn.Module):
@@ -170,10 +194,10 @@ class CrossModalBlock(nn.Module):
             nn.LayerNorm(width),
             nn.Linear(width, 4 * width),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(4 * width, width),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

@@ -1,5 +1,6 @@
 """Pooling of sequences under a mask."""
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -17,7 +18,6 @@ def zero_pads(x: Float[Tensor, "*n d"], mask: Bool[Tensor, "*n"] | None) -> Floa
         The features with zeros where ``mask`` is False, and no gradient there.
 
     Example:
-        >>> import torch
         >>> x = torch.tensor([[1.0, 2.0], [float("nan"), 4.0]])
         >>> zero_pads(x, torch.tensor([True, False]))
         tensor([[1., 2.],
@@ -25,7 +25,24 @@ def zero_pads(x: Float[Tensor, "*n d"], mask: Bool[Tensor, "*n"] | None) -> Floa
     """
     check_features("x", x)
     check_mask("mask", mask, x.shape[:-1])
-    return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)
+    # On a CPU it is cheaper to look whether there is a pad than to copy.
+    if mask is None or (is_readable(mask) and bool(mask.all())):
+        return x
+    return x.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
+def is_readable(mask: Tensor) -> bool:
+    """Whether the values may decide what is done: on a CPU, where nothing is traced.
+
+    Elsewhere a look at them would make a GPU wait, break a graph or be frozen into it.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or type(mask) is not Tensor
+        or mask.device.type != "cpu"
+    )
 
 
 def masked_mean(
@@ -45,7 +62,6 @@ def masked_mean(
         ValueError: The shapes do not fit.
 
     Example:
-        >>> import torch
         >>> x = torch.tensor([[[2.0], [4.0], [float("nan")]]])
         >>> masked_mean(x, torch.tensor([[True, True, False]]))
         tensor([[3.]])

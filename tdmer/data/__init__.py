@@ -2,11 +2,13 @@
 
 from tdmer.data.dataset import Batch, MultimodalDataset, Sample, collate, describe
 from tdmer.data.mmsa import load_mmsa
+from tdmer.data.sampling import LengthBucketSampler
 from tdmer.data.synthetic import Synthetic, make_synthetic
 from tdmer.data.unpickling import load_pickle
 
 __all__ = [
     "Batch",
+    "LengthBucketSampler",
     "MultimodalDataset",
     "Sample",
     "Synthetic",

@@ -115,7 +115,7 @@ class TDMER(nn.Module):
         layers: int = 1,
         kernel_size: int | Mapping[str, int] = 5,
         dropout: float = 0.5,
-        input_dropout: float | Mapping[str, float] = 0.5,
+        input_dropout: float | Mapping[str, float] = 0.6,
         activation: str = "sigmoid",
         positions: bool = True,
         fusion: str = "tcp",

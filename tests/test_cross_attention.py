@@ -53,6 +53,19 @@ class TestParity:
         expected, _ = theirs(target, source, source, key_padding_mask=~mask, need_weights=False)
         torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], atol=1e-5, rtol=1e-5)
 
+    def test_a_source_missing_for_some_samples_adds_nothing_to_them(self):
+        torch.manual_seed(0)
+        attention = CrossAttention(["a", "b"], 8, 2)
+        target, sources = torch.randn(2, 4, 8), {n: torch.randn(2, 5, 8) for n in "ab"}
+        mask = torch.tensor([[True] * 5, [False] * 5])
+        found = attention(target, sources, {"a": ~mask, "b": mask})
+        for row, gone in enumerate("ab"):
+            alone = CrossAttention(["a", "b"], 8, 2)
+            alone.load_state_dict(attention.state_dict())
+            with torch.no_grad():
+                alone.out.weight[:, slice(0, 8) if gone == "a" else slice(8, 16)] = 0.0
+            torch.testing.assert_close(found[row], alone(target, sources)[row])
+
     def test_no_sample_at_all(self):
         ours, _ = same_weights(8, 2)
         mask = torch.ones(0, 7, dtype=torch.bool)
@@ -186,6 +199,11 @@ class TestDropout:
         assert Dropout(0.5).eval()(x) is x
         assert Dropout(0.5)(torch.ones(0, 3)).shape == (0, 3)
         assert Dropout(1 - 1e-9)(x).isfinite().all()  # rounds to 1, which would divide by 0
+
+    def test_the_scale_is_that_of_the_rounded_probability(self):
+        torch.manual_seed(0)
+        out = Dropout(0.99999)(torch.ones(1000, 1000))  # 65535 of 65536 levels
+        assert out.unique().tolist() == [0.0, 65536.0]
 
     def test_any_layout(self):
         torch.manual_seed(0)

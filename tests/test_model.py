@@ -305,6 +305,14 @@ class TestObjective:
         for name, value in expected.items():
             torch.testing.assert_close(getattr(terms, name), value, msg=name)
 
+    def test_private_parts_are_compared_where_both_are_present(self):
+        inputs, masks, labels = make_batch(dims={"text": 6, "audio": 4})
+        masks["audio"][1:] = False
+        out = make_model({"text": 6, "audio": 4}).eval()(inputs, masks)
+        text, audio = (out.private[n][0, masks[n][0]].mean(0) for n in masks)
+        terms = TDMERLoss(Sentiment())(out, labels)
+        torch.testing.assert_close(terms.pp, F.cosine_similarity(text, audio, dim=0))
+
     def test_the_total_is_equation_14(self):
         inputs, masks, labels = make_batch()
         out = make_model().eval()(inputs, masks)

@@ -86,6 +86,5 @@ class InputNormalization(nn.Module):
         check_features("x", x, ndim=3, width=self.mean.numel())
         check_mask("mask", mask, x.shape[:-1])
         keep = x.isfinite() if mask is None else x.isfinite() & mask.unsqueeze(-1)
-        # Both fills: the one before keeps NaN out of the gradient, the one after sets the mean.
-        scaled = (x.masked_fill(~keep, 0.0).to(self.mean.dtype) - self.mean) / self.std
-        return scaled.masked_fill(~keep, 0.0)
+        # The fill stops the gradient, too: that of NaN would otherwise be NaN.
+        return ((x.to(self.mean.dtype) - self.mean) / self.std).masked_fill(~keep, 0.0)

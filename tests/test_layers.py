@@ -104,6 +104,12 @@ class TestInputNormalization:
         assert norm.mean.tolist() == [2.0, 3.0]
         assert norm(x, mask).tolist() == [[[-1.0, 0.0], [0.0, -1.0], [1.0, 1.0], [0.0, 0.0]]]
 
+    def test_what_overflows_float32_counts_as_infinite(self):
+        x = torch.tensor([[[1.0], [1e300], [3.0]]], dtype=torch.float64)
+        norm = InputNormalization(1)
+        assert norm.fit([(x, None)]) == 1
+        assert norm(x).flatten().tolist() == [-1.0, 0.0, 1.0]
+
     def test_constant_features_keep_their_scale(self):
         norm = InputNormalization(2)
         norm.fit([(torch.tensor([[[0.1, 0.0], [0.1, 0.0], [0.1, 0.0]]]), None)])

@@ -58,7 +58,9 @@ class InputNormalization(nn.Module):
         for x, mask in batches:
             check_features("x", x, ndim=3, width=width)
             check_mask("mask", mask, x.shape[:-1])
-            steps = (x.reshape(-1, width) if mask is None else x[mask]).double().cpu()
+            steps = x.reshape(-1, width) if mask is None else x[mask]
+            # What float32 cannot hold is infinite to the forward pass.
+            steps = steps.to(self.mean.dtype).cpu().double()
             finite = steps.isfinite()
             nonfinite += int((~finite).sum())
             steps = steps.masked_fill(~finite, 0.0)
@@ -85,6 +87,7 @@ class InputNormalization(nn.Module):
         """Normalise, with 0 for non-finite entries and for padded steps."""
         check_features("x", x, ndim=3, width=self.mean.numel())
         check_mask("mask", mask, x.shape[:-1])
+        x = x.to(self.mean.dtype)
         keep = x.isfinite() if mask is None else x.isfinite() & mask.unsqueeze(-1)
         # The fill stops the gradient, too: that of NaN would otherwise be NaN.
-        return ((x.to(self.mean.dtype) - self.mean) / self.std).masked_fill(~keep, 0.0)
+        return ((x - self.mean) / self.std).masked_fill(~keep, 0.0)

@@ -1,9 +1,11 @@
 """Predict with a model that train.py saved.
 
     python examples/predict.py runs/latest --data mosi.pkl --out predictions.csv
+    python examples/predict.py runs/latest --data mosi.pkl --drop audio   # as if it were missing
 
-Reads config.json and model.safetensors of the run folder, and writes one line per sample: id,
-label, prediction and the fusion weight of every branch. The model normalises raw features itself.
+Reads config.json and model.safetensors of the run folder, neither of which can run code. Writes
+one line per sample, with id, label, prediction and the fusion weight of every branch, and prints
+the metrics of the samples that have a label. The model normalises raw features itself.
 """
 
 import argparse
@@ -12,41 +14,89 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from tdmer import TDMER, Sentiment
+from tdmer import TDMER, Sentiment, sentiment_metrics
 from tdmer.data import collate, load_mmsa
+
+
+def main() -> None:
+    """Read the command line, and say in one line what is wrong with a file or an option."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, help="folder that train.py wrote")
+    parser.add_argument("--data", type=Path, required=True, help="pickle in MMSA's layout")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--drop", nargs="+", default=[], metavar="MODALITY", help="leave out")
+    parser.add_argument("--out", type=Path, default=Path("predictions.csv"))
+    args = parser.parse_args()
+    try:
+        predict(args)
+    except (OSError, TypeError, ValueError) as error:
+        raise SystemExit(f"predict.py: {error}") from None
 
 
 def load_run(folder: Path) -> tuple[TDMER, Sentiment]:
     """Rebuild the model of a run folder, with the task that reads its logits."""
-    config = json.loads((folder / "config.json").read_text())
+    settings, weights = folder / "config.json", folder / "model.safetensors"
+    try:
+        config = json.loads(settings.read_text())
+        task = Sentiment(**config["task"])
+        with torch.device("meta"):  # shapes without memory: the file of weights is the measure
+            shapes = {name: x.shape for name, x in TDMER(**config["model"]).state_dict().items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{settings} must be one that train.py wrote, got {error!r}") from None
+    try:
+        tensors = load_file(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{weights} must be a whole safetensors file, got {error}") from None
+    for name in sorted(shapes.keys() | tensors.keys()):
+        there = tuple(tensors[name].shape) if name in tensors else None
+        if name not in shapes or there != shapes[name]:
+            wanted = tuple(shapes[name]) if name in shapes else None
+            raise ValueError(f"{weights} must fit config.json: {name} of {wanted}, got {there}")
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"{weights} must hold finite weights, got NaN or inf in {name}")
     model = TDMER(**config["model"])
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return model.eval(), Sentiment(**config["task"])
+    model.load_state_dict(tensors)
+    return model.eval(), task
 
 
 @torch.no_grad()
-def main() -> None:
+def predict(args: argparse.Namespace) -> None:
     """Predict one split of a file."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("run", type=Path, help="folder that train.py wrote")
-    parser.add_argument("--data", type=Path, required=True, help="pickle in MMSA's layout")
-    parser.add_argument("--split", default="test", choices=["train", "valid", "test"])
-    parser.add_argument("--out", type=Path, default=Path("predictions.csv"))
-    args = parser.parse_args()
     model, task = load_run(args.run)
-    data = load_mmsa(args.data)[args.split]
+    splits = load_mmsa(args.data)
+    if args.split not in splits:
+        raise ValueError(f"--split must be one of {list(splits)}, got {args.split!r}")
+    data = splits[args.split]
+    unfit = {m: width for m, width in data.dims.items() if model.dims.get(m) != width}
+    if unfit:
+        raise ValueError(f"{args.data} must have modalities of {model.dims}, got {unfit}")
+    left = [m for m in data.dims if m not in args.drop]
+    if not left or not set(args.drop) <= data.dims.keys():
+        raise ValueError(f"--drop must be some, not all, of {list(data.dims)}, got {args.drop}")
+
+    rows, predictions = [], []
+    for batch in DataLoader(data, batch_size=128, collate_fn=collate):
+        inputs, masks = ({m: part[m] for m in left} for part in batch[:2])
+        output = model(inputs, masks)
+        predictions.append(task.predict(output.logits))
+        columns = [batch.labels, predictions[-1], *output.weights.values()]
+        for name, row in zip(batch.ids, torch.stack(columns, dim=1).tolist(), strict=True):
+            rows.append([name, *(f"{value:.4f}" for value in row)])
     with args.out.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "label", "prediction", *model.fusion.heads])
-        for batch in DataLoader(data, batch_size=128, collate_fn=collate):
-            output = model(batch.inputs, batch.masks)
-            columns = [batch.labels, task.predict(output.logits), *output.weights.values()]
-            for name, row in zip(batch.ids, torch.stack(columns, dim=1).tolist(), strict=True):
-                writer.writerow([name, *(f"{value:.4f}" for value in row)])
+        writer.writerows(rows)
     print(f"{len(data)} predictions in {args.out}")
+    if not data.labels.isnan().all():
+        metrics = sentiment_metrics(torch.cat(predictions), data.labels)
+        print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
 
 if __name__ == "__main__":

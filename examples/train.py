@@ -3,31 +3,45 @@
     python examples/train.py                       # synthetic data
     python examples/train.py --data mosi.pkl       # MMSA's layout: MOSI, MOSEI, CH-SIMS
     python examples/train.py --without con cp      # an ablation
+    python examples/train.py --resume              # go on where a run was cut short
 
-Every choice is made on the validation split; the test split is read once per seed, with the epoch
-that was best in validation. The run folder then holds config.json, epochs.csv, metrics.json,
-model.safetensors (the seed that was best in validation; see predict.py) and training.png.
+Every choice is made on the validation split; the test split is read with the epoch that was best
+in validation alone: whole, and with each modality left out. The run folder then holds config.json,
+epochs.csv, metrics.json, model.safetensors (the seed that was best in validation; see predict.py)
+and training.png.
+
+A run that is not finished has a checkpoint.safetensors in its folder, written after every epoch.
+--resume continues from it, with the same options, to the same weights and figures bit for bit as if
+the run had not been cut short. Without --resume such a folder is left alone, unless --overwrite
+gives the run up. A finished run has no checkpoint: it is replaced by the next run in its folder,
+and --resume trains nothing.
 """
 
 import argparse
 import copy
 import csv
 import hashlib
+import io
 import json
+import math
+import os
+import random
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -47,6 +61,9 @@ COLUMNS = {
     "acc2_has0": "Acc2 has0",
     "f1_has0": "F1 has0",
 }
+CHECKPOINT = "checkpoint.safetensors"
+FORMAT = "tdmer-train-1"  # of the checkpoint: another number where its content changes
+OUTPUTS = ("config.json", "epochs.csv", "metrics.json", "model.safetensors", "training.png")
 console = Console()
 
 
@@ -54,9 +71,45 @@ def main() -> None:
     """Train all seeds, then write and show what came out."""
     args = parse_args()
     torch.set_num_threads(args.threads)
-    splits = load(args)
-    args.out.mkdir(parents=True, exist_ok=True)
-    config = {
+    try:
+        splits = load(args)
+        config = configure(args, splits)
+        build(config)  # a wrong option stops here, before a file is touched
+        args.out.mkdir(parents=True, exist_ok=True)
+    except (OSError, TypeError, ValueError) as error:
+        raise SystemExit(f"train.py: {error}") from None
+    run = begin(args, config)
+    if not run["rows"]:
+        for name in OUTPUTS:
+            (args.out / name).unlink(missing_ok=True)
+    write(args.out / "config.json", to_json(config))
+
+    started = time.monotonic()
+    interrupted = False
+    for seed in range(len(run["results"]), args.seeds):
+        interrupted = train(seed, run, splits, args.out)
+        if interrupted:
+            break
+    if not run["results"]:
+        raise SystemExit("Stopped before the first epoch ended: nothing to keep.")
+
+    kept = run["kept"]
+    summary = summarize(run["results"], interrupted)
+    summary["interval"] = interval(kept, splits["test"])
+    write(args.out / "model.safetensors", save(kept["weights"]))
+    write(args.out / "epochs.csv", epochs_csv(run["rows"]))
+    write(args.out / "metrics.json", to_json(summary))
+    write(args.out / "training.png", draw(run["rows"], summary, kept["seed"]))
+    if not interrupted:
+        (args.out / CHECKPOINT).unlink()
+    show(summary, args.out, time.monotonic() - started)
+
+
+def configure(
+    args: argparse.Namespace, splits: dict[str, MultimodalDataset]
+) -> dict[str, dict[str, Any]]:
+    """Gather all that the figures depend on."""
+    return {
         "data": describe_data(args),
         "model": {
             "dims": splits["train"].dims,
@@ -87,33 +140,15 @@ def main() -> None:
             "lr": args.lr,
             "weight_decay": args.weight_decay,
             "clip": args.clip,
+            "device": args.device,
+            "threads": args.threads,
         },
-        "versions": {"tdmer": tdmer.__version__, "torch": torch.__version__},
+        "versions": {
+            "tdmer": tdmer.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
     }
-    (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-    started = time.monotonic()
-    results: list[dict[str, Any]] = []
-    epochs: list[dict[str, Any]] = []
-    interrupted = False
-    for seed in range(args.seeds):
-        result, rows, interrupted = train(seed, config, splits, torch.device(args.device))
-        epochs += rows
-        if result is not None:
-            results.append(result)
-        if interrupted:
-            break
-    if not results:
-        raise SystemExit("Stopped before the first epoch ended: nothing to keep.")
-
-    best = min(results, key=lambda result: result["valid"]["mae"])
-    save_file(best["state"], args.out / "model.safetensors")
-    write_epochs(epochs, args.out / "epochs.csv")
-    summary = summarize(results, interrupted)
-    summary["interval"] = interval(best, splits["test"])
-    (args.out / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
-    draw(epochs, summary, best["seed"], args.out / "training.png")
-    show(results, summary, args.out, time.monotonic() - started)
 
 
 def parse_args() -> argparse.Namespace:
@@ -124,16 +159,34 @@ def parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--data", type=Path, help="pickle in MMSA's layout; without it, synthetic data")
-    add("--out", type=Path, default=Path("runs/latest"), help="run folder")
-    add("--seeds", type=int, default=3, help="how many seeds to train, from 0")
-    add("--epochs", type=int, default=12, help="most epochs per seed")
-    add("--patience", type=int, default=6, help="epochs without a better validation MAE to stop at")
-    add("--batch-size", type=int, default=32)
-    add("--lr", type=float, default=1e-3, help="peak learning rate")
-    add("--weight-decay", type=float, default=1e-2)
-    add("--clip", type=float, default=1.0, help="greatest norm of the gradient")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--threads", type=int, default=1, help="CPU threads; this model is too small for many")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/latest"),
+        help="run folder; a finished run there is replaced",
+    )
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume", action="store_true", help="go on with the unfinished run in the run folder"
+    )
+    again.add_argument(
+        "--overwrite", action="store_true", help="give up an unfinished run in the run folder"
+    )
+    add("--seeds", type=count, default=3, help="how many seeds to train, from 0")
+    add("--epochs", type=count, default=12, help="most epochs per seed")
+    add(
+        "--patience",
+        type=count,
+        default=6,
+        help="epochs without a better validation MAE to stop at",
+    )
+    add("--batch-size", type=count, default=32)
+    add("--lr", type=amount, default=1e-3, help="peak learning rate")
+    add("--weight-decay", type=amount, default=1e-2)
+    add("--clip", type=amount, default=1.0, help="greatest norm of the gradient")
+    cuda = torch.cuda.is_available()
+    add("--device", choices=["cpu", "cuda"] if cuda else ["cpu"], default="cuda" if cuda else "cpu")
+    add("--threads", type=count, default=1, help="CPU threads; this model is too small for many")
     add("--values", type=float, nargs="+", default=[-3, -2, -1, 0, 1, 2, 3], help="class values")
     model = parser.add_argument_group("model")
     model.add_argument("--width", type=int, default=64)
@@ -155,6 +208,20 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def count(text: str) -> int:
+    """Read a whole number of at least 1."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
+def amount(text: str) -> float:
+    """Read a finite number of at least 0."""
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be finite and at least 0, got {text}")
+    return float(text)
+
+
 def load(args: argparse.Namespace) -> dict[str, MultimodalDataset]:
     """Return the train, valid and test split."""
     if args.data is not None:
@@ -171,24 +238,170 @@ def describe_data(args: argparse.Namespace) -> dict[str, str]:
         return {"name": args.data.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def train(
-    seed: int,
-    config: dict[str, Any],
-    splits: dict[str, MultimodalDataset],
-    device: torch.device,
-) -> tuple[dict[str, Any] | None, list[dict[str, Any]], bool]:
-    """Train one seed; return its result (None without a full epoch), its epochs, if interrupted."""
-    options = config["training"]
-    torch.manual_seed(seed)
-    task = Sentiment(**config["task"])
-    objective = TDMERLoss(task, **config["loss"]).to(device)
-    model = TDMER(**config["model"])
-    shuffled = DataLoader(splits["train"], options["batch_size"], shuffle=True, collate_fn=collate)
-    damaged = model.to(device).fit_normalization(in_order(splits["train"]))
-    for modality, count in damaged.items():
-        if count and seed == 0:
-            console.print(f"{modality}: {count} NaN or infinite entries count as the mean")
+def begin(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the run to train: a new one, or the one that was cut short."""
+    path, finished = args.out / CHECKPOINT, args.out / "metrics.json"
+    if path.exists() and not args.overwrite:
+        if not args.resume:
+            raise SystemExit(
+                f"train.py: {args.out} holds an unfinished run: --resume goes on with it, "
+                "--overwrite gives it up, --out takes another folder"
+            )
+        run = read_checkpoint(path)
+        refuse_changes(path, run["config"], config)
+        epochs = run["current"]["epochs"] if run["current"] else 0
+        console.print(f"{path}: going on with seed {len(run['results'])}, epoch {epochs}")
+        return run
+    if finished.exists() and args.resume:
+        path = args.out / "config.json"
+        try:
+            refuse_changes(path, json.loads(path.read_text()), config)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"train.py: {path} cannot be read: {error}") from None
+        console.print(f"The run in {args.out} is finished.", soft_wrap=True)
+        raise SystemExit(0)
+    run = {"config": config, "rows": [], "results": [], "kept": None, "current": None}
+    save_checkpoint(run, args.out)
+    return run
 
+
+def refuse_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Stop where the options, data or versions are not those of the run that is there."""
+    changes = []
+    for section in sorted(old.keys() | new.keys()):
+        one, two = old.get(section, {}), new.get(section, {})
+        for name in sorted(one.keys() | two.keys()):
+            if one.get(name) != two.get(name):
+                changes.append(f"{section}.{name} was {one.get(name)!r}, is {two.get(name)!r}")
+    if changes:
+        raise SystemExit(
+            f"train.py: {path} is of another run: {'; '.join(changes)}. "
+            "Give the same options, or another --out"
+        )
+
+
+def save_checkpoint(run: dict[str, Any], folder: Path) -> None:
+    """Write the whole state of the run: tensors as tensors, all else as JSON beside them."""
+    tensors: dict[str, Tensor] = {}
+    state = json.dumps(pack(run, tensors))
+    metadata = {"format": FORMAT, "state": state, "sha256": checksum(state, tensors)}
+    write(folder / CHECKPOINT, save(tensors, metadata))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the state of a run, or stop where the file is not as it was written."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise SystemExit(
+            f"train.py: {path} cannot be read: {error}. --overwrite starts anew"
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise SystemExit(
+            f"train.py: {path} must be of format {FORMAT!r}, got "
+            f"{metadata.get('format')!r}. --overwrite starts anew"
+        )
+    if metadata.get("sha256") != checksum(metadata.get("state", ""), tensors):
+        raise SystemExit(
+            f"train.py: {path} is damaged: its checksum is wrong. --overwrite starts anew"
+        )
+    run: dict[str, Any] = unpack(json.loads(metadata["state"]), tensors)
+    return run
+
+
+def pack(value: Any, tensors: dict[str, Tensor], name: str = "run") -> Any:
+    """Move every tensor into ``tensors``, and leave its name in its place."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.cpu().contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {key: pack(entry, tensors, f"{name}.{key}") for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [pack(entry, tensors, f"{name}.{place}") for place, entry in enumerate(value)]
+    return value
+
+
+def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Put the tensors back."""
+    if isinstance(value, dict):
+        if value.keys() == {"tensor"}:
+            return tensors[value["tensor"]]
+        return {key: unpack(entry, tensors) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [unpack(entry, tensors) for entry in value]
+    return value
+
+
+def checksum(state: str, tensors: dict[str, Tensor]) -> str:
+    """Hash all that a checkpoint holds."""
+    digest = hashlib.sha256(state.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def generators() -> dict[str, Any]:
+    """Return the states of all generators that training may draw from."""
+    algorithm, words, *rest = cast(tuple[Any, ...], np.random.get_state())  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": [algorithm, words.tolist(), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_generators(states: dict[str, Any]) -> None:
+    """Set all generators to the states that :func:`generators` returned."""
+    version, numbers, pending = states["python"]
+    random.setstate((version, tuple(numbers), pending))
+    np.random.set_state(tuple(states["numpy"]))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file so that whatever happens leaves the old content or the new, whole."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if hasattr(os, "O_DIRECTORY"):  # where folders can be opened, so that the name lasts, too
+            folder = os.open(path.parent, os.O_DIRECTORY)
+            os.fsync(folder)
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SystemExit(
+            f"train.py: {path} could not be written: {error.strerror}. What stood there before is "
+            "unharmed: mend this, then --resume"
+        ) from None
+
+
+def build(config: dict[str, Any]) -> tuple[TDMER, Sentiment, TDMERLoss]:
+    """Make the model, the task and the objective."""
+    task = Sentiment(**config["task"])
+    return TDMER(**config["model"]), task, TDMERLoss(task, **config["loss"])
+
+
+def train(
+    seed: int, run: dict[str, Any], splits: dict[str, MultimodalDataset], folder: Path
+) -> bool:
+    """Train one seed, or the rest of it, and add its result to the run; return if interrupted."""
+    options = run["config"]["training"]
+    device = torch.device(options["device"])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002, the generator that code on the way may draw from
+    torch.manual_seed(seed)
+    model, task, objective = build(run["config"])
+    model, objective = model.to(device), objective.to(device)
+    shuffled = DataLoader(splits["train"], options["batch_size"], shuffle=True, collate_fn=collate)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=options["lr"], weight_decay=options["weight_decay"]
     )
@@ -196,9 +409,23 @@ def train(
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=options["lr"], total_steps=steps, pct_start=0.1
     )
-    rows: list[dict[str, Any]] = []
     best: dict[str, Any] | None = None
-    best_state: dict[str, Tensor] | None = None
+    first = 0
+    if run["current"] is None:
+        damaged = model.fit_normalization(in_order(splits["train"]))
+        for modality, entries in damaged.items():
+            if entries and seed == 0:
+                console.print(f"{modality}: {entries} NaN or infinite entries count as the mean")
+    else:
+        current = run["current"]
+        first, best = current["epochs"], current["best"]
+        model.load_state_dict(current["model"])
+        states = current["optimizer"]["state"]
+        current["optimizer"]["state"] = {int(index): state for index, state in states.items()}
+        optimizer.load_state_dict(current["optimizer"])
+        scheduler.load_state_dict(current["scheduler"])
+        set_generators(current["generators"])
+
     interrupted = False
     columns = [
         TextColumn("[bold]{task.description}"),
@@ -207,9 +434,11 @@ def train(
         TimeRemainingColumn(),
     ]
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task(f"seed {seed}", total=steps)
+        bar = progress.add_task(f"seed {seed}", total=steps, completed=first * len(shuffled))
         try:
-            for epoch in range(options["epochs"]):
+            for epoch in range(first, options["epochs"]):
+                if best is not None and epoch - best["epoch"] > options["patience"]:
+                    break
                 model.train()
                 sums: dict[str, float] = {}
                 for batch in shuffled:
@@ -224,8 +453,13 @@ def train(
                     for name, value in terms._asdict().items():
                         sums[name] = sums.get(name, 0.0) + value.item() * len(batch.ids)
                 losses = {name: value / len(splits["train"]) for name, value in sums.items()}
+                if not math.isfinite(losses["total"]):
+                    raise SystemExit(
+                        f"train.py: the loss of seed {seed} is {losses['total']} in epoch {epoch}; "
+                        "a smaller --lr or --clip may keep it finite"
+                    )
                 valid, weights, _ = evaluate(model, task, splits["valid"])
-                rows.append({"seed": seed, "epoch": epoch, **losses, **valid, **weights})
+                run["rows"].append({"seed": seed, "epoch": epoch, **losses, **valid, **weights})
                 progress.console.print(
                     f"seed {seed}  epoch {epoch:2d}  loss {losses['total']:7.3f}  "
                     f"valid MAE {valid['mae']:.3f}  r {valid['corr']:.3f}  "
@@ -233,19 +467,39 @@ def train(
                     highlight=False,
                 )
                 if best is None or valid["mae"] < best["valid"]["mae"]:
-                    best = {"seed": seed, "epoch": epoch, "valid": valid}
-                    best_state = copy.deepcopy(model.state_dict())
-                elif epoch - best["epoch"] >= options["patience"]:
-                    break
+                    best = {
+                        "epoch": epoch,
+                        "valid": valid,
+                        "weights": copy.deepcopy(model.state_dict()),
+                    }
+                run["current"] = {
+                    "epochs": epoch + 1,
+                    "best": best,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "scheduler": scheduler.state_dict(),
+                    "generators": generators(),
+                }
+                save_checkpoint(run, folder)
         except KeyboardInterrupt:
             interrupted = True
-            progress.console.print("Stopped: keeping what there is.")
-    if best is None or best_state is None:
-        return None, rows, interrupted
-    model.load_state_dict(best_state)
+            progress.console.print("Stopped: keeping what there is; --resume goes on.")
+    if best is None:
+        return interrupted
+    model.load_state_dict(best["weights"])
     test, weights, predictions = evaluate(model, task, splits["test"])
-    result = {**best, "test": test, "weights": weights}
-    return {**result, "state": best_state, "predictions": predictions}, rows, interrupted
+    missing = {
+        modality: evaluate(model, task, splits["test"], without=modality)[0]
+        for modality in model.modalities
+    }
+    result = {"seed": seed, "epoch": best["epoch"], "valid": best["valid"], "test": test}
+    run["results"].append({**result, "missing": missing, "weights": weights})
+    if run["kept"] is None or best["valid"]["mae"] < run["kept"]["valid"]["mae"]:
+        run["kept"] = {**result, "weights": best["weights"], "predictions": predictions}
+    run["current"] = None
+    if not interrupted:
+        save_checkpoint(run, folder)
+    return interrupted
 
 
 def in_order(data: MultimodalDataset) -> DataLoader[Sample]:
@@ -261,7 +515,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 @torch.no_grad()
 def evaluate(
-    model: TDMER, task: Sentiment, data: MultimodalDataset
+    model: TDMER, task: Sentiment, data: MultimodalDataset, without: str | None = None
 ) -> tuple[dict[str, float], dict[str, float], Tensor]:
     """Return the metrics of a split, the mean fusion weight of every branch, the predictions."""
     model.eval()
@@ -270,7 +524,8 @@ def evaluate(
     weights: list[dict[str, Tensor]] = []
     for batch in in_order(data):
         batch = to_device(batch, device)
-        output = model(batch.inputs, batch.masks)
+        inputs = {m: x for m, x in batch.inputs.items() if m != without}
+        output = model(inputs, {m: batch.masks[m] for m in inputs})
         predictions.append(task.predict(output.logits))
         weights.append(output.weights)
     means = {
@@ -284,8 +539,8 @@ def evaluate(
 def summarize(results: list[dict[str, Any]], interrupted: bool) -> dict[str, Any]:
     """Mean and standard deviation (ddof 1) of every metric over the seeds, and each seed's."""
 
-    def over_seeds(key: str) -> dict[str, dict[str, float | None]]:
-        columns = {name: [result[key][name] for result in results] for name in results[0][key]}
+    def over_seeds(metrics: list[dict[str, float]]) -> dict[str, dict[str, float | None]]:
+        columns = {name: [entry[name] for entry in metrics] for name in metrics[0]}
         return {
             name: {
                 "mean": statistics.fmean(column),
@@ -294,35 +549,46 @@ def summarize(results: list[dict[str, Any]], interrupted: bool) -> dict[str, Any
             for name, column in columns.items()
         }
 
-    kept = ("seed", "epoch", "valid", "test", "weights")
-    seeds = [{key: result[key] for key in kept} for result in results]
+    def each(key: str) -> list[dict[str, Any]]:
+        return [result[key] for result in results]
+
     return {
-        "test": over_seeds("test"),
-        "valid": over_seeds("valid"),
-        "weights": over_seeds("weights"),
-        "seeds": seeds,
+        "test": over_seeds(each("test")),
+        "missing": {
+            modality: over_seeds([metrics[modality] for metrics in each("missing")])
+            for modality in results[0]["missing"]
+        },
+        "valid": over_seeds(each("valid")),
+        "weights": over_seeds(each("weights")),
+        "seeds": results,
         "interrupted": interrupted,
     }
 
 
-def interval(best: dict[str, Any], data: MultimodalDataset) -> dict[str, Any]:
+def interval(kept: dict[str, Any], data: MultimodalDataset) -> dict[str, Any]:
     """95 % bootstrap intervals over the test samples, for the model that is kept."""
     bounds = {
-        name: bootstrap_interval(best["predictions"], data.labels, metric=name)
-        for name in best["test"]
+        name: bootstrap_interval(kept["predictions"], data.labels, metric=name)
+        for name in kept["test"]
     }
-    return {"seed": best["seed"], "level": 0.95, "test": bounds}
+    return {"seed": kept["seed"], "level": 0.95, "test": bounds}
 
 
-def write_epochs(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write one line per seed and epoch: training losses, validation metrics, fusion weights."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+def to_json(content: dict[str, Any]) -> bytes:
+    """Format a JSON file."""
+    return f"{json.dumps(content, indent=2)}\n".encode()
 
 
-def draw(rows: list[dict[str, Any]], summary: dict[str, Any], seed: int, path: Path) -> None:
+def epochs_csv(rows: list[dict[str, Any]]) -> bytes:
+    """One line per seed and epoch: training losses, validation metrics, fusion weights."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def draw(rows: list[dict[str, Any]], summary: dict[str, Any], seed: int) -> bytes:
     """Draw the losses, the validation metrics and the fusion weights of one seed."""
     rows = [row for row in rows if row["seed"] == seed]
     epochs = [row["epoch"] for row in rows]
@@ -345,29 +611,37 @@ def draw(rows: list[dict[str, Any]], summary: dict[str, Any], seed: int, path: P
         axes.grid(alpha=0.3)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, frameon=False)
     figure.suptitle(f"Seed {seed}; the dashed line is the chosen epoch, {chosen}")
-    figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
     plt.close(figure)
+    return picture.getvalue()
 
 
-def show(
-    results: list[dict[str, Any]], summary: dict[str, Any], folder: Path, seconds: float
-) -> None:
+def show(summary: dict[str, Any], folder: Path, seconds: float) -> None:
     """Print the test metrics of every seed, their mean, and where things are."""
-    table = Table(title=f"Test split, {len(results)} seed(s); accuracies and F1 in %")
-    table.add_column("seed")
+    table = Table(title=f"Test split, {len(summary['seeds'])} seed(s); accuracies and F1 in %")
+    table.add_column("seed", no_wrap=True)
     for heading in COLUMNS.values():
         table.add_column(heading, justify="right")
 
-    def cell(name: str, value: float) -> str:
-        return f"{value:.3f}" if name in ("mae", "corr") else f"{100 * value:.1f}"
+    def add(label: str, metrics: dict[str, float | None], style: str | None = None) -> None:
+        cells = []
+        for name in COLUMNS:
+            value = metrics[name]
+            percent = name not in ("mae", "corr")
+            cells.append(
+                "-" if value is None else f"{100 * value:.1f}" if percent else f"{value:.3f}"
+            )
+        table.add_row(label, *cells, style=style)
 
-    for result in results:
-        table.add_row(str(result["seed"]), *(cell(name, result["test"][name]) for name in COLUMNS))
+    for result in summary["seeds"]:
+        add(str(result["seed"]), result["test"])
     table.add_section()
-    for kind, label in (("mean", "mean"), ("sd", "± sd")):
-        values = [summary["test"][name][kind] for name in COLUMNS]
-        cells = ["-" if v is None else cell(n, v) for n, v in zip(COLUMNS, values, strict=True)]
-        table.add_row(label, *cells, style="bold" if kind == "mean" else None)
+    add("mean", {name: entry["mean"] for name, entry in summary["test"].items()}, "bold")
+    add("± sd", {name: entry["sd"] for name, entry in summary["test"].items()})
+    table.add_section()
+    for modality, metrics in summary["missing"].items():
+        add(f"no {modality}", {name: entry["mean"] for name, entry in metrics.items()})
     console.print(table)
     weights = {name: entry["mean"] for name, entry in summary["weights"].items()}
     ranked = sorted(weights.items(), key=lambda item: -item[1])

@@ -1,0 +1,105 @@
+"""Kill training runs at random moments, resume them, and compare with a run left alone.
+
+Each run is sent SIGKILL at its own moment, spread over the time that the run left alone took; every
+second one is killed while it writes a file after that moment, and every third resumed run is killed
+once more. Then --resume finishes it, and every file of the run folder must equal that of the run
+left alone, byte for byte. From the root of the repository, on data or without (synthetic):
+
+    python benchmarks/resume.py --data mosi.pkl --threads 1
+
+Options that are not its own are those of examples/train.py. Exits with 1 where a file differs.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from safetensors import safe_open
+
+TRAIN = Path(__file__).parent.parent / "examples" / "train.py"
+FILES = ("config.json", "epochs.csv", "metrics.json", "model.safetensors", "training.png")
+
+
+def start(folder: Path, options: list[str]) -> subprocess.Popen[bytes]:
+    """Start a run, or go on with the one in the folder."""
+    command = [sys.executable, str(TRAIN), "--out", str(folder), "--resume", *options]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def kill(process: subprocess.Popen[bytes], folder: Path, after: float, writing: bool) -> bool:
+    """Kill a run after some seconds, perhaps while it writes; return if there was a run to kill."""
+    try:
+        process.wait(after)
+    except subprocess.TimeoutExpired:
+        while writing and process.poll() is None and not list(folder.glob("*.tmp")):
+            time.sleep(0.0005)
+        process.kill()
+    return process.wait() != 0
+
+
+def content(path: Path) -> bytes | None:
+    """Read a file, if it is there."""
+    return path.read_bytes() if path.exists() else None
+
+
+def describe(folder: Path) -> str:
+    """Say what a kill left: epochs in the checkpoint, and files that were being written."""
+    checkpoint = folder / "checkpoint.safetensors"
+    epochs = "no checkpoint"
+    if checkpoint.exists():
+        with safe_open(checkpoint, "pt") as file:
+            epochs = f"{len(json.loads(file.metadata()['state'])['rows'])} epochs"
+    return ", ".join([epochs, *(path.name for path in folder.glob("*.tmp"))])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--kills", type=int, default=10, help="runs to kill")
+    parser.add_argument("--random", type=int, default=0, help="seed of the moments")
+    parser.add_argument("--seeds", default="2")
+    parser.add_argument("--epochs", default="4")
+    args, options = parser.parse_known_args()
+    options += ["--seeds", args.seeds, "--epochs", args.epochs]
+    rng = random.Random(args.random)
+    failed = False
+    with tempfile.TemporaryDirectory() as name:
+        alone = Path(name) / "alone"
+        started = time.monotonic()
+        if start(alone, options).wait() != 0:
+            raise SystemExit("The run left alone failed.")
+        seconds = time.monotonic() - started
+        print(f"left alone: {seconds:.1f} s, options {' '.join(options)}\n")
+        print("| run | killed after | what was left | equal files |\n|---|---|---|---|", flush=True)
+        for number in range(args.kills):
+            folder = Path(name) / str(number)
+            after = (number + rng.random()) / args.kills * seconds
+            while not kill(start(folder, options), folder, after, writing=number % 2 == 1):
+                shutil.rmtree(folder)  # it was done before the moment came
+                after *= 0.9
+            moments, left = [f"{after:.1f} s"], [describe(folder)]
+            again = rng.uniform(0.2, 0.8) * seconds
+            if number % 3 == 2 and kill(start(folder, options), folder, again, writing=False):
+                moments.append(f"{again:.1f} s")
+                left.append(describe(folder))
+            if start(folder, options).wait() != 0:
+                raise SystemExit("A resumed run failed.")
+            # Nothing else may stay behind, such as the temporary file of a kill.
+            here = sorted({*FILES, *(path.name for path in folder.iterdir())})
+            equal = [file for file in here if content(folder / file) == content(alone / file)]
+            failed |= len(equal) < len(here)
+            print(
+                f"| {number} | {' and '.join(moments)} | {'; '.join(left)} "
+                f"| {len(equal)} of {len(here)} |",
+                flush=True,
+            )
+    raise SystemExit("A resumed run differs." if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -244,20 +244,76 @@ def test_describe():
     inputs = sequences()
     inputs["text"][2][0, :2] = np.nan, -np.inf
     train = MultimodalDataset(inputs, [0.5, np.nan, 3.0], ["a", "b", "c"])
-    test = MultimodalDataset({"text": inputs["text"][:1]}, [np.nan], ["b"])
+    test = MultimodalDataset({"text": [np.ones((3, 4))]}, [np.nan], ["b"])
     assert describe({"train": train, "test": test}).splitlines() == [
         "train: 3 samples, labels 0.5 to 3, 1 missing",
-        "  text: 4 features, 1/3/5 steps (min/median/max), missing in 0, 2 entries not finite",
-        "  audio: 2 features, 0/1/2 steps (min/median/max), missing in 1, 0 entries not finite",
+        "  text: 4 features, 1/3/5 steps (min/median/max), 1 NaN, 1 infinite",
+        "  audio: 2 features, 0/1/2 steps (min/median/max), missing in 1",
         "test: 1 samples, labels 1 missing",
-        "  text: 4 features, 3/3/3 steps (min/median/max), missing in 0, 0 entries not finite",
+        "  text: 4 features, 3/3/3 steps (min/median/max)",
         "train and test share 1 ids: 'b' is one",
     ]
 
 
-def test_describe_classes():
-    data = MultimodalDataset({"a": [np.ones((1, 1))] * 3}, [2, -100, 0])
-    assert describe({"all": data}).startswith("all: 3 samples, labels 0 to 2, 1 missing\n")
+@pytest.mark.parametrize(
+    ("labels", "line"),
+    [
+        (
+            [-1.5, 0.0, 2.0, np.nan, -3.0],
+            "labels -3 to 2 (2 negative, 1 zero, 1 positive), 1 missing",
+        ),
+        ([2, -100, 0, 0, -100], "labels 0 to 2 (0: 2, 2: 1), 2 missing"),
+        ([0.25, 0.0, 0.5, 0.5, 1.0], "labels 0 to 1"),
+        ([[0, 1], [1, 1], [0, 0], [0, -100], [0, 0]], "labels 0 to 1, 1 missing"),
+        ([-100] * 5, "labels 5 missing"),
+    ],
+)
+def test_describe_labels(labels, line):
+    data = MultimodalDataset({"a": np.arange(5.0).reshape(5, 1, 1)}, labels)
+    assert describe({"all": data}).splitlines()[0] == f"all: 5 samples, {line}"
+
+
+def test_describe_does_not_list_many_classes():
+    data = MultimodalDataset({"a": np.arange(11.0).reshape(11, 1, 1)}, np.arange(11))
+    assert describe({"all": data}).splitlines()[0] == "all: 11 samples, labels 0 to 10"
+
+
+def test_describe_counts_overflow_and_idle_features():
+    x = np.array([[[0.0, 1e39, np.inf]], [[0.0, 1.0, -1e300]]])
+    lines = describe({"all": MultimodalDataset({"a": x}, [0.5, 0.5])}).splitlines()
+    assert lines[1:] == [
+        "  a: 3 features, 1/1/1 steps (min/median/max), 3 infinite, 2 of them beyond float32, "
+        "1 features always 0"
+    ]
+
+
+def test_describe_finds_duplicates_and_leaks():
+    x = sequences()
+    train = MultimodalDataset(
+        {name: [s[0], s[1], s[0], s[2], s[2]] for name, s in x.items()},
+        np.zeros(5),
+        ["one", "two", "three", "four", "four"],
+    )
+    test = MultimodalDataset(
+        {name: [s[1], s[2], s[0][:0]] for name, s in x.items()}, np.zeros(3), ["new", "four", "-"]
+    )
+    lines = describe({"train": train, "test": test}).splitlines()
+    assert [line for line in lines if "features" not in line] == [
+        "train: 5 samples, labels 0 to 0",
+        "  1 ids occur more than once: 'four' is one",
+        "  2 samples equal others under another id: 'one' and 'three' are two",
+        "test: 3 samples, labels 0 to 0",
+        "  1 samples have no modality: '-' is one",
+        "train and test share 1 ids: 'four' is one",
+        "train and test share 1 samples under different ids: 'two' and 'new' are two",
+    ]
+
+
+def test_describe_tells_contents_apart_that_are_the_same_bytes():
+    # One sequence of two steps, or two of one step: by bytes alone they are equal.
+    x, none = np.ones((2, 1)), np.ones((0, 1))
+    inputs = {"a": [x, x[:1], none], "b": [none, x[:1], x]}
+    assert "equal others" not in describe({"all": MultimodalDataset(inputs, [0.0, 1.0, 2.0])})
 
 
 def test_data_sets_can_be_saved():

@@ -20,7 +20,7 @@ from tdmer.layers.cross_attention import CrossModalEncoder
 from tdmer.layers.decoupling import Decoupler
 from tdmer.layers.edges import EdgeWeights
 from tdmer.layers.normalization import InputNormalization
-from tdmer.layers.pooling import masked_mean
+from tdmer.layers.pooling import masked_mean, unless_full
 from tdmer.layers.temporal import TemporalConv
 
 COMMON = "common"
@@ -208,6 +208,7 @@ class TDMER(nn.Module):
             TypeError: Inputs are not floating point, or masks are not bool.
             ValueError: Names, widths or batch sizes do not fit.
         """
+        # Masks are None where every step is real, so that nothing is spent on pads.
         inputs, masks = self._complete(inputs, {} if masks is None else masks)
         features = {}
         for m in self.modalities:
@@ -220,7 +221,11 @@ class TDMER(nn.Module):
             sources = {p: private[p] for p in self.modalities if p != m}
             enhanced[m] = self.cross_modal[m](private[m], sources, masks[m], masks)
 
-        present = torch.stack([masks[m].any(dim=1) for m in self.modalities], dim=1)
+        full_masks = {
+            m: inputs[m].new_ones(inputs[m].shape[:2], dtype=torch.bool) if mask is None else mask
+            for m, mask in masks.items()
+        }
+        present = torch.stack([full_masks[m].any(dim=1) for m in self.modalities], dim=1)
         common_pooled, enhanced_pooled = (
             torch.stack([masked_mean(parts[m], masks[m]) for m in self.modalities], dim=1)
             for parts in (common, enhanced)
@@ -240,7 +245,7 @@ class TDMER(nn.Module):
             fused=fused,
             weights=weights,
             branch_logits=branch_logits,
-            masks=masks,
+            masks=full_masks,
             present=present,
             features=features,
             common=common,
@@ -257,8 +262,8 @@ class TDMER(nn.Module):
 
     def _complete(
         self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor | None]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        # Give every modality an input and a mask: one padded step where it is left out.
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+        # Give every modality an input, and a mask unless all is real: a pad where it is left out.
         for name, mapping in (("inputs", inputs), ("masks", masks)):
             unknown = [m for m in mapping if m not in self.modalities]
             if unknown:
@@ -273,14 +278,11 @@ class TDMER(nn.Module):
         if len(set(sizes.values())) > 1:
             raise ValueError(f"inputs must have one batch size, got {sizes}")
         full: dict[str, Tensor] = {}
-        full_masks: dict[str, Tensor] = {}
+        needed: dict[str, Tensor | None] = {}
         for m in self.modalities:
             given, mask = inputs.get(m), masks.get(m)
             if given is None or given.shape[1] == 0:
                 given = first.new_zeros(len(first), 1, self.dims[m])
                 mask = given.new_zeros(given.shape[:2], dtype=torch.bool)
-            full[m] = given
-            full_masks[m] = (
-                given.new_ones(given.shape[:2], dtype=torch.bool) if mask is None else mask
-            )
-        return full, full_masks
+            full[m], needed[m] = given, unless_full(mask)
+        return full, needed

@@ -25,10 +25,16 @@ def zero_pads(x: Float[Tensor, "*n d"], mask: Bool[Tensor, "*n"] | None) -> Floa
     """
     check_features("x", x)
     check_mask("mask", mask, x.shape[:-1])
-    # On a CPU it is cheaper to look whether there is a pad than to copy.
-    if mask is None or (is_readable(mask) and bool(mask.all())):
-        return x
-    return x.masked_fill(~mask.unsqueeze(-1), 0.0)
+    mask = unless_full(mask)
+    return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
+def unless_full(mask: Tensor | None) -> Tensor | None:
+    """Return the mask, or None where it can be seen that every entry is real.
+
+    On a CPU it is cheaper to look than to copy what is masked.
+    """
+    return None if mask is None or (is_readable(mask) and bool(mask.all())) else mask
 
 
 def is_readable(mask: Tensor) -> bool:

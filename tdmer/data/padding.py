@@ -1,0 +1,163 @@
+"""Where the real steps of padded arrays lie.
+
+One pass over an array finds the first and the last step of every sample that is not all zero; what
+a file or caller says about lengths is then checked against that, or derived from it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int, Integer, Shaped
+from numpy.typing import NDArray
+
+# A side holds the pads once it has more than this many times the samples of the other side.
+_CLEAR = 2
+
+
+class Spans(NamedTuple):
+    """The real steps of every sample, from ``start`` up to, not including, ``stop``."""
+
+    start: Int[NDArray[Any], " n"]
+    stop: Int[NDArray[Any], " n"]
+
+
+def sample_name(number: int, ids: Sequence[str]) -> str:
+    """Return how messages name a sample: by its number and id."""
+    return f"sample {number} ({ids[number]!r})"
+
+
+def find_extent(x: Shaped[NDArray[Any], "n t f"]) -> Spans:
+    """Return where the steps of every sample that are not all zero begin and end.
+
+    NaN and ±inf are no zeros. A sample of zeros only has no step: its start is ``t``, its stop 0.
+
+    Example:
+        >>> x = np.array([[[0.0], [2.0], [0.0], [np.nan], [0.0]], [[0.0]] * 5])
+        >>> find_extent(x)
+        Spans(start=array([1, 5]), stop=array([4, 0]))
+    """
+    steps = x.shape[1]
+    real: NDArray[np.bool_] = np.any(x, axis=2)
+    some = np.any(real, axis=1)
+    start = np.where(some, real.argmax(axis=1), steps)
+    stop = np.where(some, steps - real[:, ::-1].argmax(axis=1), 0)
+    return Spans(start, stop)
+
+
+def spans_from_zeros(
+    name: str, extent: Spans, steps: int, usual: Literal["left", "right"] | None = None
+) -> Spans:
+    """Detect the side of the pads, and return what is not padded.
+
+    Zeros at one end of the time axis are pads. The side is decided for the whole array: that at
+    which more than twice as many samples have zeros as at the other, so that true zeros at the
+    other end of some samples are kept. Samples of zeros only have no vote and no step.
+
+    Args:
+        name: the array in messages.
+        extent: of the array, from :func:`find_extent`.
+        steps: ``t`` of the array.
+        usual: the side where neither wins, as the format says; None: that is an error.
+
+    Raises:
+        ValueError: neither side wins and none is usual.
+
+    Example:
+        >>> x = np.array([[[0.0], [1.0], [0.0]], [[1.0], [0.0], [0.0]], [[3.0], [2.0], [0.0]]])
+        >>> spans_from_zeros("x", find_extent(x), 3)
+        Spans(start=array([0, 0, 0]), stop=array([2, 1, 2]))
+    """
+    real = extent.start < extent.stop
+    left = int((real & (extent.start > 0)).sum())
+    right = int((real & (extent.stop < steps)).sum())
+    side = usual
+    if max(left, right) > _CLEAR * min(left, right) or left == right == 0:
+        side = "left" if left > right else "right"
+    if side is None:
+        raise ValueError(
+            f"{name} must have its pads, steps of zeros, on one side: {left} samples begin and "
+            f"{right} end with zeros; pass lengths or masks"
+        )
+    if side == "right":
+        return Spans(np.zeros_like(extent.stop), extent.stop)
+    return Spans(extent.start, np.full_like(extent.stop, steps))
+
+
+def spans_from_lengths(
+    name: str, lengths: Integer[NDArray[Any], " n"], extent: Spans, steps: int, ids: Sequence[str]
+) -> Spans:
+    """Return the spans of declared lengths, on the side where nothing but zeros lies outside.
+
+    Raises:
+        ValueError: a length is not in [0, steps], or values would be cut off on either side.
+
+    Example:
+        >>> x = np.array([[[0.0], [1.0], [0.0]], [[0.0], [0.0], [2.0]]])
+        >>> spans_from_lengths("x", np.array([2, 1]), find_extent(x), 3, ["a", "b"])
+        Spans(start=array([1, 2]), stop=array([3, 3]))
+    """
+    wrong = (lengths < 0) | (lengths > steps)
+    if wrong.any():
+        number = int(wrong.argmax())
+        raise ValueError(
+            f"{name} must have lengths in [0, {steps}], its steps, "
+            f"got {lengths[number]} in {sample_name(number, ids)}"
+        )
+    lengths = lengths.astype(np.int64)
+    beyond_right = extent.stop > lengths
+    if not beyond_right.any():
+        return Spans(np.zeros_like(lengths), lengths)
+    beyond_left = extent.start < steps - lengths
+    if not beyond_left.any():
+        return Spans(steps - lengths, np.full_like(lengths, steps))
+    number = int(min(beyond_right, beyond_left, key=np.count_nonzero).argmax())
+    raise ValueError(
+        f"{name} must be zero outside of the declared length, {lengths[number]} in "
+        f"{sample_name(number, ids)}, got values from step {extent.start[number]} to "
+        f"{extent.stop[number] - 1}; correct the length, or pass masks to from_arrays, which are "
+        "taken as they are"
+    )
+
+
+def spans_from_mask(name: str, mask: Bool[NDArray[Any], "n t"], ids: Sequence[str]) -> Spans:
+    """Return the spans of masks, True where a step is real.
+
+    Raises:
+        ValueError: the real steps of a sample do not follow one another.
+
+    Example:
+        >>> mask = np.array([[True, True, False], [False, False, True]])
+        >>> spans_from_mask("mask", mask, ["a", "b"])
+        Spans(start=array([0, 2]), stop=array([2, 3]))
+    """
+    edges = np.diff(mask, axis=1, prepend=False, append=False).sum(axis=1)
+    if (edges > 2).any():
+        number = int((edges > 2).argmax())
+        raise ValueError(
+            f"{name} must have no hole between real steps, got one in {sample_name(number, ids)}"
+        )
+    start = mask.argmax(axis=1)
+    return Spans(start, start + mask.sum(axis=1))
+
+
+def spans_from_alignment(spans: Spans, extent: Spans) -> Spans | None:
+    """Return the spans of an array that is aligned, step by step, to one of known spans.
+
+    True zeros at the ends of the known spans are then real steps; samples of zeros only have none.
+    None: the array has values outside of the spans, so it is not aligned.
+
+    Example:
+        >>> x = np.array([[[0.0], [1.0], [0.0], [0.0]], [[0.0]] * 4])
+        >>> spans_from_alignment(Spans(np.array([0, 0]), np.array([3, 2])), find_extent(x))
+        Spans(start=array([0, 0]), stop=array([3, 0]))
+    """
+    if (extent.start < spans.start).any() or (extent.stop > spans.stop).any():
+        return None
+    return Spans(spans.start, np.where(extent.stop > 0, spans.stop, spans.start))
+
+
+def cut(x: Shaped[NDArray[Any], "n t f"], spans: Spans) -> list[Shaped[NDArray[Any], "_ f"]]:
+    """Return the real steps of every sample as views of the array."""
+    bounds = zip(x, spans.start.tolist(), spans.stop.tolist(), strict=True)
+    return [sample[start:stop] for sample, start, stop in bounds]

@@ -1,0 +1,471 @@
+"""Data sets from arrays and columns of one's own, and the checks that all readers share."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tdmer.data.dataset import MultimodalDataset
+from tdmer.data.padding import (
+    cut,
+    find_extent,
+    sample_name,
+    spans_from_lengths,
+    spans_from_mask,
+    spans_from_zeros,
+)
+from tdmer.data.store import Columns, build
+
+_SPLITS = ("train", "valid", "test")
+# float32 holds every whole number up to here.
+_EXACT = 2**24
+# Arrays that a file repeats may take this many times its size: room for one zero of many samples.
+_REPEATED = 8
+
+
+def from_arrays(
+    inputs: Mapping[str, Any],
+    labels: Any,
+    *,
+    ids: Iterable[Any] | None = None,
+    lengths: Mapping[str, Any] | None = None,
+    masks: Mapping[str, Any] | None = None,
+) -> MultimodalDataset:
+    """Make a data set of padded arrays, without their pads.
+
+    For every modality its real steps are those of its mask; else its length says how many there
+    are, on the side where nothing but zeros lies outside; else steps of zeros at one end are pads.
+    The end is found from the whole array: that at which more than twice as many samples have zeros
+    as at the other, so that zeros within a sequence, or at its other end, are kept. A sample of
+    zeros only lacks the modality. NaN and ±inf are values, not pads.
+
+    Args:
+        inputs: modality name → ``(n, t, f)`` array or tensor of numbers; whole numbers up to 2²⁴.
+        labels: ``(n,)`` or ``(n, k)`` numbers, of any kind of column; None and NaN: missing.
+        ids: one name per sample, str, bytes or int; running numbers by default.
+        lengths: modality name → ``(n,)`` whole numbers. Any modalities may be left out.
+        masks: modality name → ``(n, t)``, True or 1 where a step is real, without holes. What lies
+            outside is dropped whatever it holds. Any modalities may be left out.
+
+    Returns:
+        The data set.
+
+    Raises:
+        TypeError: an argument that is no mapping or column.
+        ValueError: counts, shapes, lengths, masks or labels that are wrong, a side that cannot be
+            told, or a sample without a real step in any modality; the message names the sample.
+
+    Example:
+        >>> x = np.zeros((2, 3, 1))
+        >>> x[0, 2:] = x[1, 1:] = 1.0
+        >>> from_arrays({"text": x}, [0.6, -1.0]).lengths["text"]
+        tensor([1, 2])
+        >>> from_arrays({"text": x}, [0.6, -1.0], lengths={"text": [2, 3]}).lengths["text"]
+        tensor([2, 3])
+    """
+    lengths, masks = lengths or {}, masks or {}
+    for name, value in (("inputs", inputs), ("lengths", lengths), ("masks", masks)):
+        _check_mapping(name, value, inputs)
+    target, names = _labels_and_ids(labels, ids)
+    sequences = {}
+    for modality, value in inputs.items():
+        name = f"inputs[{modality!r}]"
+        x = read_padded(name, to_numpy(value), len(names))
+        if modality in lengths and modality in masks:
+            raise ValueError(f"{name} must have lengths or a mask, got both")
+        if modality in masks:
+            mask_name = f"masks[{modality!r}]"
+            mask = read_mask(mask_name, np.asarray(to_numpy(masks[modality])), x.shape[:2])
+            spans = spans_from_mask(mask_name, mask, names)
+        elif modality in lengths:
+            steps = read_lengths(f"lengths[{modality!r}]", _array(lengths[modality]), len(names))
+            spans = spans_from_lengths(name, steps, find_extent(x), x.shape[1], names)
+        else:
+            spans = spans_from_zeros(name, find_extent(x), x.shape[1])
+        sequences[modality] = cut(x, spans)
+    check_present("inputs", sequences, names)
+    return MultimodalDataset(sequences, target, names)
+
+
+def from_sequences(
+    inputs: Mapping[str, Iterable[Any]], labels: Any, *, ids: Iterable[Any] | None = None
+) -> MultimodalDataset:
+    """Make a data set of columns of ragged sequences.
+
+    A column is anything that yields one item per sample: a list, a column of a pandas frame or a
+    Hugging Face data set, an Arrow array. An item is ``(t_i, f)`` numbers, as an array, a tensor,
+    nested lists or an array of arrays; None, NaN or no steps: the sample lacks the modality. Zeros
+    are values, whole numbers are read up to 2²⁴.
+
+    Args:
+        inputs: modality name → column of sequences.
+        labels: ``(n,)`` or ``(n, k)`` numbers, of any kind of column; None and NaN: missing.
+        ids: one name per sample, str, bytes or int; running numbers by default.
+
+    Returns:
+        The data set.
+
+    Raises:
+        TypeError: an argument that is no mapping or column.
+        ValueError: an item that is no sequence, counts or widths that disagree, labels that are no
+            numbers, or a sample without a step in any modality; the message names the sample.
+
+    Example:
+        >>> audio = [[[0.1, 0.2]], None]
+        >>> text = [np.ones((3, 4)), np.ones((2, 4))]
+        >>> data = from_sequences({"audio": audio, "text": text}, [0.6, None], ids=["a", "b"])
+        >>> data.lengths["audio"], data.labels
+        (tensor([1, 0]), tensor([0.6000,    nan]))
+    """
+    _check_mapping("inputs", inputs, inputs)
+    target, names = _labels_and_ids(labels, ids)
+    sequences = {
+        modality: _ragged_column(f"inputs[{modality!r}]", column, names)
+        for modality, column in inputs.items()
+    }
+    check_present("inputs", sequences, names)
+    return MultimodalDataset(sequences, target, names)
+
+
+# What all readers share
+
+
+def read_ids(name: str, values: Any) -> list[str]:
+    """Return names as str: from str, bytes (UTF-8, else Latin-1) and whole numbers."""
+    if not isinstance(values, (list, tuple)) and not (
+        isinstance(values, np.ndarray) and values.ndim == 1
+    ):
+        raise ValueError(f"{name} must be a list or array of names, got {kind(values)}")
+    if len(values) == 0:
+        raise ValueError(f"{name} must name at least one sample, got none")
+    return [_id(name, number, value) for number, value in enumerate(values)]
+
+
+def _id(name: str, number: int, value: Any) -> str:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value.decode("latin1")
+    if not isinstance(value, (str, Integral)) or isinstance(value, bool):
+        raise ValueError(
+            f"{name}[{number}] must be a str, bytes or int, got {type(value).__name__}"
+        )
+    return str(value)
+
+
+def read_numbers(name: str, values: Any, kinds: str = "fiu") -> NDArray[Any]:
+    """Return a flat list of numbers, or an array whose dtype is of one of NumPy's kinds."""
+    # Nested lists of an untrusted file could make NumPy build an array far larger than the file.
+    if isinstance(values, (list, tuple)) and all(isinstance(x, (Real, np.number)) for x in values):
+        values = np.array(values, dtype=None if values else "int64")
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in kinds:
+        rule = "numbers" if "f" in kinds else "whole numbers"
+        raise ValueError(f"{name} must be a list or array of {rule}, got {kind(values)}")
+    return values
+
+
+def read_labels(
+    name: str,
+    values: Any,
+    ids: Sequence[str],
+    label_range: tuple[float, float] | None = None,
+) -> NDArray[Any]:
+    """Return labels ``(n,)`` or ``(n, k)``, finite or NaN and within the range."""
+    labels = read_numbers(name, values)
+    if labels.ndim not in (1, 2) or len(labels) != len(ids) or 0 in labels.shape:
+        raise ValueError(
+            f"{name} must have shape (n,) or (n, k) for the n = {len(ids)} ids, got {labels.shape}"
+        )
+    floating = labels.dtype.kind == "f"
+    if floating:
+        labels = labels.astype(np.float64)
+    largest = np.finfo(np.float32).max if floating else np.iinfo(np.int64).max
+    low, high = (-largest, largest) if label_range is None else label_range
+    wrong = np.isinf(labels) | (labels < low) | (labels > high)
+    if wrong.any():
+        number, *rest = np.argwhere(wrong)[0].tolist()
+        rule = "finite numbers or NaN" if label_range is None else f"in [{low:g}, {high:g}] or NaN"
+        mend = "" if label_range is None else "; correct it, or widen label_range"
+        raise ValueError(
+            f"{name} must be {rule}, got {labels[(number, *rest)]:g} in "
+            f"{sample_name(number, ids)}{mend}"
+        )
+    return labels[:, 0] if labels.shape[1:] == (1,) else labels
+
+
+def check_label_range(label_range: Any) -> None:
+    """Raise unless ``label_range`` is None or two numbers, the lower first."""
+    if label_range is None:
+        return
+    if not isinstance(label_range, (tuple, list)) or not all(
+        isinstance(x, Real) for x in label_range
+    ):
+        raise TypeError(f"label_range must be None or two numbers, got {label_range!r}")
+    if len(label_range) != 2 or not label_range[0] < label_range[1]:
+        raise ValueError(f"label_range must be two numbers, the lower first, got {label_range!r}")
+
+
+def read_padded(name: str, x: Any, count: int) -> Float[NDArray[Any], "n t f"]:
+    """Return a padded array of features, floating point."""
+    if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiu" or x.ndim != 3:
+        raise ValueError(
+            f"{name} must be an array of numbers of shape ({count}, t, f), got {kind(x)}"
+        )
+    if len(x) != count or 0 in x.shape:
+        raise ValueError(
+            f"{name} must hold one padded sequence per sample, ({count}, t, f) with t and f at "
+            f"least 1, got shape {x.shape}"
+        )
+    return as_floating(name, x)
+
+
+def read_ragged(
+    name: str, items: Any, ids: Sequence[str], lengths: NDArray[Any] | None = None
+) -> list[NDArray[Any]]:
+    """Return a list of ``(t_i, f)`` arrays of numbers, floating point."""
+    items = list(items)
+    if len(items) != len(ids):
+        raise ValueError(f"{name} must hold one sequence per sample, {len(ids)}, got {len(items)}")
+    for number, x in enumerate(items):
+        at = f"{name}, {sample_name(number, ids)},"
+        if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiu" or x.ndim != 2:
+            raise ValueError(f"{at} must be an array of (t, f) numbers, got {kind(x)}")
+        if x.shape[1] != items[0].shape[1] or x.shape[1] == 0:
+            raise ValueError(
+                f"{at} must have the {items[0].shape[1] or 'one or more'} features of the first "
+                f"sample, got shape {x.shape}"
+            )
+        if lengths is not None and len(x) != lengths[number]:
+            raise ValueError(
+                f"{at} must have the {lengths[number]} steps that the file declares, got {len(x)}"
+            )
+    return [as_floating(name, x) for x in items]
+
+
+def as_floating(name: str, x: NDArray[Any]) -> NDArray[Any]:
+    """Return floating point unchanged, whole numbers as float32 if that holds them exactly."""
+    if x.dtype.kind == "f":
+        return x
+    if x.size and (x.min() < -_EXACT or x.max() > _EXACT):
+        raise ValueError(
+            f"{name} must hold whole numbers of at most 2**24, which float32 can hold, "
+            f"got {x.min()} to {x.max()}"
+        )
+    return x.astype(np.float32)
+
+
+def read_mask(name: str, mask: Any, shape: tuple[int, ...]) -> Bool[NDArray[Any], "n t"]:
+    """Return a mask of bools, or of the numbers 0 and 1, as bools."""
+    if not isinstance(mask, np.ndarray) or mask.dtype.kind not in "bfiu" or mask.shape != shape:
+        raise ValueError(
+            f"{name} must be an array of True and False, or 1 and 0, of shape {shape}, "
+            f"got {kind(mask)}"
+        )
+    real: NDArray[np.bool_] = mask != 0
+    wrong = real & (mask != 1)
+    if wrong.any():
+        raise ValueError(
+            f"{name} must be 1 where a step is real and 0 elsewhere, "
+            f"got {mask[tuple(np.argwhere(wrong)[0])]}"
+        )
+    return real
+
+
+def read_lengths(name: str, values: Any, count: int) -> NDArray[Any]:
+    """Return one whole number per sample."""
+    lengths = read_numbers(name, values, "iu")
+    if lengths.shape != (count,):
+        raise ValueError(f"{name} must be {count} lengths, got shape {lengths.shape}")
+    return lengths
+
+
+def read_splits(name: str, content: Any) -> dict[str, Mapping[str, Any]]:
+    """Return the splits of a file that keeps them as dicts, in the order of training."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{name} must be a dict of {list(_SPLITS)}, got {kind(content)}")
+    for split, value in content.items():
+        if split not in _SPLITS:
+            raise ValueError(f"{name} must have splits of {list(_SPLITS)} only, got {split!r}")
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name}[{split!r}] must be a dict of arrays, got {kind(value)}")
+    if not content:
+        raise ValueError(f"{name} must have at least one split of {list(_SPLITS)}, got none")
+    return {split: content[split] for split in _SPLITS if split in content}
+
+
+def check_keys(name: str, split: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raise unless a split has the keys."""
+    for key in keys:
+        if key not in split:
+            raise ValueError(f"{name} must have the key {key!r}, got {sorted(map(str, split))}")
+
+
+def find_keys(name: str, split: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """Return which of the keys a split has, at least one."""
+    found = [key for key in keys if key in split]
+    if not found:
+        raise ValueError(
+            f"{name} must have at least one of the keys {list(keys)}, got {sorted(map(str, split))}"
+        )
+    return found
+
+
+def check_present(name: str, inputs: Mapping[str, Sequence[Any]], ids: Sequence[str]) -> None:
+    """Raise if a sample has no step in any modality."""
+    for number, sequences in enumerate(zip(*inputs.values(), strict=True)):
+        if not any(map(len, sequences)):
+            raise ValueError(
+                f"{name} must have at least one real step in one modality of every sample, "
+                f"got none in {sample_name(number, ids)}; leave the sample out"
+            )
+
+
+def check_split(name: str, columns: Columns, path: str | os.PathLike[str]) -> None:
+    """Raise if a sample of a file has no step, or the file repeats its arrays too often."""
+    check_present(name, columns.inputs, columns.ids)
+    total = sum(x.nbytes for sequences in columns.inputs.values() for x in sequences)
+    most = _REPEATED * os.path.getsize(path)
+    # A pickle can name one array a million times, and each time it would be copied.
+    if total > most:
+        raise ValueError(
+            f"{name} must not repeat its arrays to more than {_REPEATED} times the size of the "
+            f"file, {most} bytes, got {total}"
+        )
+
+
+def assemble(
+    name: str, splits: Mapping[str, Columns], store: str | os.PathLike[str] | None
+) -> dict[str, MultimodalDataset]:
+    """Make the data sets of a file once its splits agree in modalities, widths and labels."""
+    first, *others = splits
+    for split in others:
+        one, other = _form(splits[first]), _form(splits[split])
+        if one != other:
+            raise ValueError(
+                f"{name} must have the same modalities, widths and labels in all splits, "
+                f"got {one} in {first!r} and {other} in {split!r}"
+            )
+    return build(splits, store)
+
+
+def _form(columns: Columns) -> dict[str, Any]:
+    widths = {modality: x[0].shape[1] for modality, x in columns.inputs.items()}
+    return {**dict(sorted(widths.items())), "labels": np.shape(columns.labels)[1:]}
+
+
+def to_numpy(x: Any) -> Any:
+    """Return a tensor as an array, and anything else unchanged."""
+    if not isinstance(x, Tensor):
+        return x
+    x = x.detach().cpu()
+    # NumPy has no bfloat16.
+    return (x.float() if x.is_floating_point() and x.itemsize < 4 else x).numpy()
+
+
+def kind(value: Any) -> str:
+    """Return how messages describe a value that is not what it should be."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return type(value).__name__
+
+
+# Columns of one's own
+
+
+def _check_mapping(name: str, value: Any, inputs: Mapping[str, Any]) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"{name} must map modality names to arrays or columns, got {type(value).__name__}"
+        )
+    if not inputs:
+        raise ValueError("inputs must hold at least one modality, got none")
+    for modality in value:
+        if modality not in inputs:
+            raise ValueError(f"{name} must name modalities of {list(inputs)}, got {modality!r}")
+
+
+def _labels_and_ids(labels: Any, ids: Iterable[Any] | None) -> tuple[NDArray[Any], list[str]]:
+    target = _array(labels, "labels")
+    if target.dtype.kind == "O":
+        # Columns of objects: None, or pandas' NA, among the numbers, or one list per sample.
+        target = _stacked([np.nan if _is_missing(x) else x for x in target.tolist()], "labels")
+    if ids is None:
+        names = [str(number) for number in range(len(target) if target.ndim else 0)]
+    else:
+        names = read_ids("ids", _entries("ids", ids))
+    return read_labels("labels", target, names), names
+
+
+def _ragged_column(name: str, column: Iterable[Any], ids: Sequence[str]) -> list[NDArray[Any]]:
+    items = _entries(name, column)
+    if len(items) != len(ids):
+        raise ValueError(f"{name} must hold one item per sample, {len(ids)}, got {len(items)}")
+    found = [
+        _sequence(f"{name}, {sample_name(number, ids)},", item) for number, item in enumerate(items)
+    ]
+    known = [(number, x) for number, x in enumerate(found) if x is not None]
+    if not known:
+        raise ValueError(f"{name} must have steps in at least one sample, got none; leave it out")
+    width = known[0][1].shape[1]
+    for number, x in known:
+        if x.shape[1] != width:
+            raise ValueError(
+                f"{name}, {sample_name(number, ids)}, must have {width} features, as "
+                f"{sample_name(known[0][0], ids)}, got {x.shape[1]}"
+            )
+    return [np.empty((0, width), np.float32) if x is None else x for x in found]
+
+
+def _sequence(name: str, item: Any) -> NDArray[Any] | None:
+    """Return one item of a column as ``(t, f)`` floating point, None where it is missing."""
+    if _is_missing(item):
+        return None
+    try:
+        x = np.asarray(to_numpy(item))
+        if x.dtype.kind == "O" and x.ndim == 1 and len(x):
+            # What pandas makes of nested lists in a file.
+            x = np.stack([np.asarray(step) for step in x])
+    except ValueError:
+        raise ValueError(f"{name} must be steps of one width, got a ragged {kind(item)}") from None
+    if x.shape == (0,):
+        return None
+    if x.dtype.kind not in "fiu" or x.ndim != 2 or x.shape[1] == 0:
+        raise ValueError(f"{name} must be (t, f) numbers, f at least 1, got {kind(x)}")
+    return as_floating(name, x) if len(x) else None
+
+
+def _entries(name: str, column: Any) -> list[Any]:
+    if isinstance(column, (str, bytes, Mapping)) or not isinstance(column, Iterable):
+        raise TypeError(f"{name} must be a column, such as a list, got {type(column).__name__}")
+    # Scalars of Arrow know how to become plain.
+    entries = (x.as_py() if hasattr(x, "as_py") else x for x in column)
+    return [x.item() if isinstance(x, Tensor) and x.ndim == 0 else x for x in entries]
+
+
+def _array(values: Any, name: str = "lengths") -> NDArray[Any]:
+    """Return a column of numbers as an array."""
+    if isinstance(values, Tensor) or hasattr(values, "__array__"):
+        return np.asarray(to_numpy(values))
+    return _stacked(_entries(name, values), name)
+
+
+def _stacked(entries: list[Any], name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(entries)
+    except ValueError:
+        raise ValueError(
+            f"{name} must have one number of entries per sample, got several"
+        ) from None
+
+
+def _is_missing(item: Any) -> bool:
+    if isinstance(item, Real):
+        return item != item
+    # pandas' NA compares to nothing, and pandas is no dependency.
+    return item is None or type(item).__name__ == "NAType"

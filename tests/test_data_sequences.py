@@ -1,0 +1,407 @@
+import numpy as np
+import pytest
+import torch
+
+from tdmer.data import from_arrays, from_sequences
+
+LENGTHS = {"audio": [2, 3, 0], "text": [4, 1, 2]}
+WIDTHS = {"audio": 2, "text": 3}
+STEPS = 4
+
+
+def sequences():
+    random = np.random.default_rng(0)
+    return {
+        name: [random.normal(size=(t, WIDTHS[name])).astype(np.float32) for t in lengths]
+        for name, lengths in LENGTHS.items()
+    }
+
+
+def padded(side="right"):
+    arrays = {name: np.zeros((3, STEPS, width), np.float32) for name, width in WIDTHS.items()}
+    for name, parts in sequences().items():
+        for row, part in enumerate(parts):
+            start = 0 if side == "right" else STEPS - len(part)
+            arrays[name][row, start : start + len(part)] = part
+    return arrays
+
+
+def check_same(data, expected=None):
+    expected = expected or sequences()
+    assert list(data.dims) == list(expected)
+    for name, parts in expected.items():
+        for row, part in enumerate(parts):
+            found = data[row].inputs[name]
+            assert found.dtype == torch.float32
+            np.testing.assert_array_equal(found, part)
+
+
+# Padded arrays
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_pads_are_taken_away(side, kind):
+    arrays = padded(side)
+    if kind == "torch":
+        arrays = {name: torch.tensor(x, requires_grad=True) for name, x in arrays.items()}
+    check_same(from_arrays(arrays, [0.0, 1.0, 2.0]))
+    check_same(from_arrays(arrays, [0.0, 1.0, 2.0], lengths=LENGTHS))
+    masks = {
+        name: torch.as_tensor(np.arange(STEPS) < np.array(lengths)[:, None])
+        for name, lengths in LENGTHS.items()
+    }
+    if side == "left":
+        masks = {name: mask.flip(1) for name, mask in masks.items()}
+    check_same(from_arrays(arrays, [0.0, 1.0, 2.0], masks=masks))
+    numbers = {"text": masks["text"].int().numpy()}
+    check_same(from_arrays(arrays, [0.0, 1.0, 2.0], masks=numbers, lengths={"audio": [2, 3, 0]}))
+
+
+def test_lengths_and_masks_keep_zeros_that_detection_takes_for_pads():
+    x = padded()["text"]
+    x[0, 3] = 0
+    inputs = {"text": x}
+    assert from_arrays(inputs, [0, 1, 2]).lengths["text"].tolist() == [3, 1, 2]
+    lengths = {"text": torch.tensor([4, 1, 3])}
+    assert from_arrays(inputs, [0, 1, 2], lengths=lengths).lengths["text"].tolist() == [4, 1, 3]
+
+
+def test_masks_are_taken_as_they_are():
+    x = np.arange(1.0, 13.0).reshape(3, 4, 1)
+    mask = np.array([[0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], bool)
+    data = from_arrays({"a": x}, [0, 1, 2], masks={"a": mask})
+    check_same(data, {"a": [[[2.0], [3.0]], [[5.0]], [[12.0]]]})
+
+
+def test_nothing_is_shared_with_the_arrays():
+    arrays = padded()
+    data = from_arrays(arrays, [0, 1, 2])
+    arrays["text"][:] = 7
+    check_same(data)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["<f2", ">f4", "<f8", "u1", ">i4", torch.bfloat16, torch.float16, torch.int64]
+)
+def test_dtypes(dtype):
+    x = np.array([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 2.0], [3.0, 1.0]]])
+    x = x.astype(dtype) if isinstance(dtype, str) else torch.tensor(x, dtype=dtype)
+    check_same(from_arrays({"a": x}, [0, 1]), {"a": [[[1, 0]], [[0, 2], [3, 1]]]})
+    check_same(
+        from_sequences({"a": [x[0], x[1]]}, [0, 1]), {"a": [[[1, 0], [0, 0]], x[1].tolist()]}
+    )
+
+
+# Columns
+
+
+def test_lists_of_arrays_tensors_and_lists():
+    inputs = sequences()
+    check_same(from_sequences(inputs, [0, 1, 2]))
+    check_same(from_sequences({name: iter(parts) for name, parts in inputs.items()}, [0, 1, 2]))
+    tensors = {name: [torch.from_numpy(x) for x in parts] for name, parts in inputs.items()}
+    check_same(from_sequences(tensors, [0, 1, 2]))
+    lists = {name: [x.tolist() for x in parts] for name, parts in inputs.items()}
+    check_same(from_sequences(lists, [0, 1, 2]))
+    rows = {name: [list(x) for x in parts] for name, parts in inputs.items()}
+    check_same(from_sequences(rows, [0, 1, 2]))
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), np.nan, [], np.empty((0, 2))])
+def test_missing_items(missing):
+    inputs = sequences()
+    inputs["audio"][2] = missing
+    check_same(from_sequences(inputs, [0, 1, 2]))
+
+
+def test_zeros_are_values():
+    data = from_sequences({"a": [np.zeros((2, 1)), np.zeros((3, 1))]}, [0, 1])
+    assert data.lengths["a"].tolist() == [2, 3]
+
+
+def test_columns_of_pandas(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    inputs = sequences()
+    frame = pandas.DataFrame(
+        {
+            "audio": [*inputs["audio"][:2], None],
+            "text": inputs["text"],
+            "label": [0.5, None, -1.0],
+            "class": [2, 0, 1],
+            "name": ["a", "b", "c"],
+        },
+        index=[7, 3, 5],
+    )
+    data = from_sequences(frame[["audio", "text"]].to_dict("series"), frame["label"])
+    check_same(data)
+    assert data.labels.isnan().tolist() == [False, True, False]
+    assert data.ids == ["0", "1", "2"]
+    data = from_sequences({"text": frame["text"]}, frame["class"], ids=frame["name"])
+    assert data.labels.tolist() == [2, 0, 1]
+    assert data.labels.dtype == torch.int64
+    assert data.ids == ["a", "b", "c"]
+    assert from_sequences({"text": frame["text"]}, frame["class"], ids=frame.index).ids == list(
+        "735"
+    )
+    table = from_sequences({"text": frame["text"]}, frame[["label", "class"]])
+    assert table.labels[[0, 2]].tolist() == [[0.5, 2.0], [-1.0, 1.0]]
+
+
+def test_columns_of_pandas_with_its_own_missing_value():
+    pandas = pytest.importorskip("pandas")
+    column = pandas.Series([np.ones((2, 1)), pandas.NA, np.ones((1, 1))], dtype=object)
+    other = [np.ones((1, 1))] * 3
+    for labels in (
+        pandas.Series([1.5, pandas.NA, 0.0], dtype="Float64"),
+        pandas.Series([1.5, pandas.NA, 0.0], dtype=object),
+    ):
+        data = from_sequences({"a": column, "b": other}, labels)
+        assert data.lengths["a"].tolist() == [2, 0, 1]
+        assert data.labels.isnan().tolist() == [False, True, False]
+        assert data.labels[0] == 1.5
+
+
+def test_columns_of_parquet(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    inputs = sequences()
+    lists = {name: [x.tolist() for x in parts] for name, parts in inputs.items()}
+    lists["audio"][2] = None
+    frame = pandas.DataFrame(lists | {"label": [0, 1, 2]})
+    frame.to_parquet(tmp_path / "data.parquet")
+    frame = pandas.read_parquet(tmp_path / "data.parquet")
+    # Arrays of arrays, no lists any more.
+    assert frame["text"][0].dtype == object
+    check_same(from_sequences({name: frame[name] for name in lists}, frame["label"]))
+
+
+def test_columns_of_arrow():
+    pyarrow = pytest.importorskip("pyarrow")
+    lists = {name: [x.tolist() for x in parts] for name, parts in sequences().items()}
+    lists["audio"][2] = None
+    table = pyarrow.table(lists | {"label": [0.5, None, 1.0], "id": ["a", "b", "c"]})
+    data = from_sequences({n: table[n] for n in lists}, table["label"], ids=table["id"])
+    check_same(data)
+    assert data.labels.isnan().tolist() == [False, True, False]
+    assert data.ids == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("form", [None, "numpy", "torch", "pandas"])
+def test_columns_of_hugging_face(form):
+    datasets = pytest.importorskip("datasets")
+    columns = {name: [x.tolist() for x in parts] for name, parts in sequences().items()}
+    columns |= {"label": [0.5, 2.0, -1.0], "class": [0, 2, 1], "name": ["a", "b", "c"]}
+    table = datasets.Dataset.from_dict(columns).with_format(form)
+    inputs = {name: table[name] for name in LENGTHS}
+    data = from_sequences(inputs, table["label"], ids=table["name"])
+    check_same(data)
+    assert data.labels.tolist() == [0.5, 2.0, -1.0]
+    assert data.ids == ["a", "b", "c"]
+    assert from_sequences(inputs, table["class"]).labels.tolist() == [0, 2, 1]
+
+
+# Labels and ids
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected", "dtype"),
+    [
+        ([0.5, None, 2], [0.5, None, 2.0], torch.float32),
+        ((1, 0, -100), [1, 0, -100], torch.int64),
+        (np.array([[1], [0], [2]], np.uint8), [1, 0, 2], torch.int64),
+        (torch.tensor([1.0, 0.5, 2.0], dtype=torch.bfloat16), [1.0, 0.5, 2.0], torch.float32),
+        ([torch.tensor(1), torch.tensor(0), torch.tensor(2)], [1, 0, 2], torch.int64),
+        ([[0, 1], [1, 1], [0, 0]], [[0, 1], [1, 1], [0, 0]], torch.int64),
+        (np.array([None, 1.0, 2.0], object), [None, 1.0, 2.0], torch.float32),
+        ([5.0, -7.0, 100.0], [5.0, -7.0, 100.0], torch.float32),
+    ],
+)
+@pytest.mark.parametrize("make", [from_arrays, from_sequences])
+def test_labels(make, labels, expected, dtype):
+    data = make(padded(), labels)
+    assert data.labels.dtype == dtype
+    found = [None if x != x else x for x in data.labels.tolist()]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["é", "2", "c"],
+        [b"\xc3\xa9", 2, "c"],
+        np.array(["é", "2", "c"]),
+        np.array([b"\xe9", np.int64(2), np.str_("c")], object),
+        ("é", "2", "c"),
+    ],
+)
+@pytest.mark.parametrize("make", [from_arrays, from_sequences])
+def test_ids(make, ids):
+    found = make(padded(), [0, 1, 2], ids=ids).ids
+    assert found == ["é", "2", "c"]
+    assert {type(name) for name in found} == {str}
+
+
+# What is refused: name, what changes of good arguments, error, part of the message
+
+BAD_BOTH = [
+    ("inputs is a list", {"inputs": [1]}, TypeError, "inputs must map modality names .* got list"),
+    ("no modality", {"inputs": {}}, ValueError, "inputs must hold at least one modality, got none"),
+    ("labels is a number", {"labels": 3}, TypeError, "labels must be a column, .* got int"),
+    ("labels is a text", {"labels": "abc"}, TypeError, "labels must be a column, .* got str"),
+    (
+        "labels are names",
+        {"labels": ["a", "b", "c"]},
+        ValueError,
+        "labels must be .*numbers, got <U1",
+    ),
+    ("labels are bools", {"labels": [True, False, True]}, ValueError, "of numbers, got bool"),
+    ("ragged labels", {"labels": [[0], [0, 1], [1]]}, ValueError, "labels must have one number of"),
+    ("labels of rank 3", {"labels": np.zeros((3, 1, 1))}, ValueError, r"got \(3, 1, 1\)"),
+    ("labels without entries", {"labels": np.zeros((3, 0))}, ValueError, r"got \(3, 0\)"),
+    ("no labels", {"labels": []}, ValueError, r"labels must have shape .* got \(0,\)"),
+    ("scalar label", {"labels": np.array(1.0)}, ValueError, r"labels must have shape .* got \(\)"),
+    ("infinite label", {"labels": [0.0, np.inf, 1.0]}, ValueError, r"got inf in sample 1 \('1'\)"),
+    ("label beyond float32", {"labels": [0.0, 1.0, 1e300]}, ValueError, "got 1e.300 in sample 2"),
+    (
+        "label beyond int64",
+        {"labels": np.array([0, 1, 2**64 - 1], np.uint64)},
+        ValueError,
+        "got 1.8.* in sample 2",
+    ),
+    ("ids is a text", {"ids": "abc"}, TypeError, "ids must be a column, such as a list, got str"),
+    (
+        "ids of other things",
+        {"ids": ["a", None, "c"]},
+        ValueError,
+        r"ids\[1\] must .* got NoneType",
+    ),
+    ("ids are floats", {"ids": ["a", "b", 2.5]}, ValueError, r"ids\[2\] must be .* got float"),
+    ("too few ids", {"ids": ["a", "b"]}, ValueError, r"for the n = 2 ids, got \(3,\)"),
+    ("no ids", {"ids": []}, ValueError, "ids must name at least one sample, got none"),
+]
+
+
+def change(inputs, **changed):
+    """Good inputs with another value for a modality."""
+    return {"inputs": inputs() | changed}
+
+
+def ragged_with(item):
+    return change(sequences, text=[sequences()["text"][0], item, sequences()["text"][2]])
+
+
+zero = padded()
+for _array in zero.values():
+    _array[1] = 0
+both_ends = padded()["text"]
+both_ends[:, 0] = 0
+
+BAD_ARRAYS = [
+    ("a list", change(padded, text=[1, 2, 3]), r"inputs\['text'\] must be an array .* got list"),
+    ("rank 2", change(padded, text=np.ones((3, 4))), r"of shape \(3, t, f\), got float64 of shape"),
+    ("text", change(padded, text=np.full((3, 4, 1), "a")), "array of numbers .* got <U1 of shape"),
+    ("complex", change(padded, text=np.ones((3, 4, 1), complex)), "of numbers .* got complex128"),
+    ("bool", change(padded, text=torch.ones(3, 4, 1) > 0), "of numbers .* got bool"),
+    ("too few rows", change(padded, text=padded()["text"][:2]), r"one padded .* \(2, 4, 3\)"),
+    ("no steps", change(padded, text=np.ones((3, 0, 2))), r"t and f at least 1, got shape \(3, 0"),
+    ("no features", change(padded, text=np.ones((3, 4, 0))), r"t and f at least 1, got shape"),
+    (
+        "large whole",
+        change(padded, text=np.full((3, 4, 1), 2**24 + 1)),
+        r"at most 2\*\*24, .* got 1",
+    ),
+    ("low whole", change(padded, text=np.full((3, 4, 1), -(2**24) - 1)), r"at most 2\*\*24"),
+    (
+        "a side in doubt",
+        change(padded, text=both_ends),
+        "2 samples begin and 1 end with zeros; pass",
+    ),
+    ("nothing real", {"inputs": zero}, r"got none in sample 1 \('1'\); leave the sample out"),
+    ("unknown mask", {"masks": {"video": []}}, r"masks must name modalities of .* got 'video'"),
+    (
+        "unknown length",
+        {"lengths": {"video": []}},
+        r"lengths must name modalities of .* got 'video'",
+    ),
+    (
+        "mask and lengths",
+        {"masks": {"text": np.ones((3, 4))}, "lengths": {"text": [4, 4, 4]}},
+        r"inputs\['text'\] must have lengths or a mask, got both",
+    ),
+    ("mask of another shape", {"masks": {"text": np.ones((3, 3))}}, r"shape \(3, 4\), got float64"),
+    ("mask of words", {"masks": {"text": np.full((3, 4), "a")}}, r"masks\['text'\] must be .* <U1"),
+    ("additive mask", {"masks": {"text": np.full((3, 4), -1e4)}}, "1 where .* got -10000.0"),
+    (
+        "mask with a hole",
+        {"masks": {"text": np.array([[1, 1, 1, 1], [1, 0, 1, 1], [0] * 4])}},
+        "hole",
+    ),
+    ("lengths of another count", {"lengths": {"text": [4, 1]}}, "must be 3 lengths, got shape .2,"),
+    (
+        "fractions",
+        {"lengths": {"text": [4.0, 1.5, 2.0]}},
+        r"lengths\['text'\] must .* whole numbers",
+    ),
+    ("negative length", {"lengths": {"text": [4, -1, 2]}}, r"in \[0, 4\], .* got -1 in sample 1"),
+    ("too long", {"lengths": {"text": [4, 1, 5]}}, r"in \[0, 4\], .* got 5 in sample 2"),
+    ("too short", {"lengths": {"text": [4, 1, 1]}}, r"1 in sample 2 \('2'\), got .* step 0 to 1"),
+]
+
+BAD_SEQUENCES = [
+    ("too few items", change(sequences, text=[[[1.0]]]), r"one item per sample, 3, got 1"),
+    ("only missing", change(sequences, text=[None] * 3), "in at least one sample, got none; leave"),
+    ("one axis", ragged_with(np.ones(3)), r"inputs\['text'\], sample 1 \('1'\), must be \(t, f\)"),
+    (
+        "a number",
+        ragged_with(1.0),
+        r"sample 1 \('1'\), must be \(t, f\) numbers, .* got float64 of",
+    ),
+    ("a text", ragged_with("abc"), r"sample 1 \('1'\), must be \(t, f\) numbers, .* got <U3"),
+    ("words", ragged_with([["a"]]), r"must be \(t, f\) numbers, f at least 1, got <U1"),
+    ("None inside", ragged_with([[1.0, None, 2.0]]), r"must be \(t, f\) numbers, .* got object"),
+    ("no features", ragged_with([[], []]), r"f at least 1, got float64 of shape \(2, 0\)"),
+    ("ragged", ragged_with([[1.0, 2.0, 3.0], [1.0]]), "steps of one width, got a ragged list"),
+    ("ragged array", ragged_with(np.array([np.ones(3), np.ones(2)], object)), "a ragged object"),
+    ("another width", ragged_with(np.ones((1, 2))), r"must have 3 features, as sample 0 .* got 2"),
+    ("a dict", ragged_with({"a": 1}), r"must be \(t, f\) numbers, .* got object of shape"),
+    ("large whole", ragged_with(np.full((1, 3), 2**24 + 1)), r"sample 1 .* at most 2\*\*24"),
+    (
+        "nothing real",
+        {"inputs": {"text": [[[1.0]], None, [[1.0]]]}},
+        r"inputs must .* got none in sample 1 \('1'\); leave",
+    ),
+]
+
+
+def named(cases):
+    return [pytest.param(*case, id=name) for name, *case in cases]
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), named(BAD_BOTH))
+@pytest.mark.parametrize("make", [from_arrays, from_sequences])
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_labels_and_ids(make, changes, error, message):
+    with pytest.raises(error, match=message):
+        make(**({"inputs": padded(), "labels": [0.0, 1.0, 2.0]} | changes))
+
+
+@pytest.mark.parametrize(("changes", "message"), named(BAD_ARRAYS))
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_arrays(changes, message):
+    with pytest.raises(ValueError, match=message):
+        from_arrays(**({"inputs": padded(), "labels": [0.0, 1.0, 2.0]} | changes))
+
+
+@pytest.mark.parametrize(("changes", "message"), named(BAD_SEQUENCES))
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_sequences(changes, message):
+    with pytest.raises(ValueError, match=message):
+        from_sequences(**({"inputs": sequences(), "labels": [0.0, 1.0, 2.0]} | changes))
+
+
+@pytest.mark.parametrize("column", ["abc", 7, {"a": 1}, None])
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_column(column):
+    with pytest.raises(TypeError, match=r"inputs\['text'\] must be a column, such as a list, got"):
+        from_sequences(change(sequences, text=column)["inputs"], [0, 1, 2])

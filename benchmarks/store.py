@@ -36,7 +36,7 @@ from tdmer.data import LengthBucketSampler, MultimodalDataset, collate, load_mms
 from tdmer.data.store import open_store
 
 SHAPES = {"text": (50, 768), "audio": (500, 74), "vision": (500, 35)}
-SAMPLES = {"train": 16_326, "valid": 1_871, "test": 4_659}
+SAMPLES = {"train": 16_326, "valid": 200, "test": 200}
 BATCH = 32
 COLUMNS = (
     "samples", "lengths", "task", "seconds", "peak_mib", "load_cold", "load", "train", "batches"

@@ -1,5 +1,6 @@
 import io
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -235,6 +236,141 @@ def test_order_of_modalities_is_that_of_the_first_sample():
     batch = collate([one, two])
     assert list(batch.inputs) == list(batch.masks) == ["a", "b"]
     assert batch.inputs["b"].tolist() == [[[1.0]], [[1.0]]]
+
+
+# Modality dropout
+
+
+def dropped(inputs, rate, count=2000, seed=0):
+    """Return the mask of samples × modalities that were dropped from one sample, many times."""
+    sample = Sample(inputs, torch.tensor(0.0), "x")
+    torch.manual_seed(seed)
+    batch = collate([sample] * count, modality_dropout=rate)
+    for name, mask in batch.masks.items():
+        assert torch.equal(mask.any(1), mask.all(1)), "dropped as a whole or not at all"
+        assert not batch.inputs[name][~mask].any(), "pads are zero"
+        assert (batch.inputs[name][mask] == 1).all()
+    return torch.stack([~mask.any(1) for mask in batch.masks.values()], dim=1)
+
+
+ONE, NONE = torch.ones(2, 3), torch.ones(0, 3)
+
+
+def test_modalities_are_dropped_independently_with_their_probability():
+    rates = {"a": 0.1, "b": 0.0, "c": 0.4}
+    drops = dropped({"c": ONE, "a": ONE, "b": ONE}, rates)
+    assert not drops[:, 2].any()
+    # Four standard deviations of a share among 2000.
+    assert drops[:, 0].float().mean() == pytest.approx(0.4, abs=0.045)
+    assert drops[:, 1].float().mean() == pytest.approx(0.1, abs=0.027)
+    assert (drops[:, 0] & drops[:, 1]).float().mean() == pytest.approx(0.04, abs=0.018)
+
+
+@pytest.mark.parametrize("rate", [0.9, {"a": 0.999, "b": 0.6, "c": 0.99}])
+def test_one_modality_always_stays(rate):
+    drops = dropped({"a": ONE, "b": ONE, "c": ONE}, rate)
+    assert not drops.all(1).any()
+    if isinstance(rate, dict):
+        # Where all would go, each is as likely to stay: a with 0.001 + 0.999 · 0.6 · 0.99 / 3.
+        kept = 1 - drops.float().mean(0)
+        others = 0.999 * 0.6 * 0.99 / 3
+        assert kept.tolist() == pytest.approx(
+            [0.001 + others, 0.4 + others, 0.01 + others], abs=0.045
+        )
+
+
+def test_a_modality_that_a_sample_lacks_does_not_count_as_one_that_stays():
+    drops = dropped({"a": ONE, "b": NONE, "c": ONE}, {"a": 0.9, "b": 0.0, "c": 0.9})
+    assert drops[:, 1].all()
+    assert not (drops[:, 0] & drops[:, 2]).any()
+    assert not dropped({"a": ONE, "b": NONE}, 0.9)[:, 0].any()
+    assert dropped({"a": NONE, "b": NONE}, 0.9).all()
+
+
+def test_samples_of_a_batch_are_dropped_from_independently():
+    samples = [Sample({"a": ONE, "b": ONE}, torch.tensor(0.0), str(n)) for n in range(50)]
+    torch.manual_seed(0)
+    patterns = {
+        tuple(tuple(mask.any(1).tolist()) for mask in batch.masks.values())
+        for batch in (collate(samples, modality_dropout=0.5) for _ in range(3))
+    }
+    assert len(patterns) == 3
+    assert all(0 < sum(kept) < 50 for pattern in patterns for kept in pattern)
+
+
+def test_dropped_sequences_leave_no_pads():
+    long = Sample({"a": torch.ones(9, 1), "b": ONE}, torch.tensor(0.0), "long")
+    torch.manual_seed(0)
+    lengths = {
+        batch.inputs["a"].shape[1]
+        for batch in (collate([long], modality_dropout=0.5) for _ in range(20))
+    }
+    assert lengths == {1, 9}
+
+
+def test_equal_seeds_drop_equally_and_no_dropout_draws_nothing():
+    samples = list(dataset())
+    batches = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        batches.append([collate(samples, modality_dropout=0.5).masks for _ in range(10)])
+    torch.testing.assert_close(batches[0], batches[1])
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(batches[0], batches[2])
+    state = torch.get_rng_state()
+    plain = collate(samples)
+    for rate in (0, 0.0, {"audio": 0.0, "text": 0}):
+        batch = collate(samples, modality_dropout=rate)
+        torch.testing.assert_close(batch[:3], plain[:3])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_dropout_leaves_the_samples_as_they_were():
+    data, samples = dataset(), list(dataset())
+    torch.manual_seed(0)
+    collate(samples, modality_dropout=0.9)
+    for sample, before in zip(samples, data, strict=True):
+        torch.testing.assert_close(sample.inputs, before.inputs)
+
+
+def test_workers_drop_too():
+    data = MultimodalDataset(
+        {"a": torch.ones(64, 1, 1), "b": torch.ones(64, 1, 1)}, torch.zeros(64)
+    )
+    loader = DataLoader(
+        data,
+        batch_size=32,
+        collate_fn=partial(collate, modality_dropout=0.4),
+        num_workers=2,
+        multiprocessing_context="spawn",
+    )
+    one, two = (batch.masks["a"] for batch in loader)
+    assert not torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("rate", "error", "message"),
+    [
+        (1.0, ValueError, r"modality_dropout of 'text' must be in \[0.0, 1.0\), got 1.0"),
+        (-0.1, ValueError, r"modality_dropout of 'text' must be in \[0.0, 1.0\), got -0.1"),
+        (
+            {"text": 0.1, "audio": float("nan")},
+            ValueError,
+            "modality_dropout of 'audio' must be in",
+        ),
+        (
+            {"text": 0.1},
+            ValueError,
+            r"modality_dropout must have an entry for each of \['text', 'a",
+        ),
+        ({"text": 0.1, "audio": 0.1, "video": 0.1}, ValueError, "modality_dropout must have an"),
+        ("0.1", TypeError, "modality_dropout of 'text' must be a number, got str"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_dropout(rate, error, message):
+    with pytest.raises(error, match=message):
+        collate(list(dataset()), modality_dropout=rate)
 
 
 # Report

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -63,6 +63,7 @@ class Layout(NamedTuple):
     overflows: dict[str, int]
 
 
+@runtime_checkable
 class Steps(Protocol):
     """All steps of one modality, of which a slice is a ``(t, f)`` float32 tensor."""
 
@@ -128,7 +129,7 @@ class MultimodalDataset(Dataset[Sample]):
         self._assemble(layout, values)
 
     @classmethod
-    def _of(cls, layout: Layout, values: Mapping[str, Steps]) -> Self:
+    def _of(cls, layout: Layout, values: Mapping[str, Steps]) -> "MultimodalDataset":
         """Return the data set whose steps lie elsewhere."""
         data = cls.__new__(cls)
         data._assemble(layout, values)

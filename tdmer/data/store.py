@@ -187,7 +187,7 @@ class _File:
         while rest:
             count = os.preadv(self.descriptor, [rest], place)
             if count == 0:
-                raise _damaged(self.path, f"an end at byte {place}")
+                raise _damaged(self.path, f"an end before byte {place + len(rest)}")
             rest, place = rest[count:], place + count
 
 

@@ -1,0 +1,517 @@
+import errno
+import json
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+
+import tdmer.data.store
+from tdmer.data import MultimodalDataset, collate, describe
+from tdmer.data.store import Columns, build, open_store, write_store
+
+WIDTHS = {"text": 4, "audio": 2}
+
+
+def columns(lengths=((3, 2), (0, 5), (1, 0)), dtype=np.float32, seed=0):
+    random = np.random.default_rng(seed)
+    inputs = {
+        name: [random.normal(size=(steps[place], width)).astype(dtype) for steps in lengths]
+        for place, (name, width) in enumerate(WIDTHS.items())
+    }
+    ids = [f"{seed}/{number}" for number in range(len(lengths))]
+    return Columns(inputs, random.normal(size=len(lengths)), ids)
+
+
+def make_store(folder):
+    """Write two splits of which `valid` is the smaller; return them as they are in memory."""
+    splits = {"valid": columns(), "train": columns([(t, 9 - t) for t in range(10)], seed=1)}
+    build(splits, folder)
+    return build(splits)
+
+
+def bits(x):
+    return x.view(torch.int32) if x.dtype == torch.float32 else x
+
+
+def assert_equal(got, expected):
+    assert type(got) is type(expected) is MultimodalDataset
+    assert got.dims == expected.dims
+    assert list(got.dims) == list(expected.dims)
+    assert got.ids == expected.ids
+    assert got.overflows == expected.overflows
+    assert got.labels.dtype == expected.labels.dtype
+    assert torch.equal(bits(got.labels), bits(expected.labels))
+    assert len(got) == len(expected)
+    for name, lengths in expected.lengths.items():
+        assert torch.equal(got.lengths[name], lengths)
+    for one, other in zip(got, expected, strict=True):
+        assert one.id == other.id
+        assert torch.equal(bits(one.label), bits(other.label))
+        assert list(one.inputs) == list(other.inputs)
+        for name, x in other.inputs.items():
+            assert one.inputs[name].dtype == torch.float32
+            assert torch.equal(bits(one.inputs[name]), bits(x))
+
+
+# What is written is read
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=6),
+    st.sampled_from(["<f2", "<f4", ">f4", "<f8"]),
+    st.data(),
+)
+def test_a_store_equals_memory_bit_by_bit(lengths, dtype, data):
+    # All bits of a float, so also NaN of any kind, ±inf, -0.0 and subnormals.
+    values = arrays(dtype, (9, 2), elements=st.floats(width=8 * int(dtype[-1])))
+    source = columns(lengths, dtype)
+    for x in source.inputs["audio"]:
+        x[:] = data.draw(values)[: len(x)]
+    with tempfile.TemporaryDirectory() as folder:
+        got = build({"all": source}, f"{folder}/store")
+        assert_equal(got["all"], build({"all": source})["all"])
+
+
+@pytest.mark.parametrize(
+    "labels", [[1, -100, 2], [[0, 1], [1, 1], [0, 0]], [[0.5], [np.nan], [-1.0]], [np.nan] * 3]
+)
+def test_labels_of_any_form(tmp_path, labels):
+    source = columns()._replace(labels=labels)
+    got = build({"all": source}, tmp_path / "store")["all"]
+    assert_equal(got, MultimodalDataset(*source))
+
+
+def test_tensors_are_taken(tmp_path):
+    x = torch.tensor([[[0.5, -2.0]], [[1e30, 4.0]]])
+    for number, dtype in enumerate((torch.bfloat16, torch.float64, torch.float32)):
+        source = Columns({"a": list(x.to(dtype).requires_grad_())}, [0.0, 1.0], ["a", "b"])
+        got = build({"all": source}, tmp_path / str(number))
+        assert_equal(got["all"], build({"all": source})["all"])
+
+
+def test_order_names_and_odd_counts_are_kept(tmp_path):
+    splits = {"valid": columns(), "train": columns(seed=1), "a test": columns(seed=2)}
+    splits["train"] = splits["train"]._replace(ids=["é", "\ud800", 'quote " and \n'])
+    got = build(splits, tmp_path / "store")
+    assert list(got) == ["valid", "train", "a test"]
+    assert list(got["valid"].dims) == ["text", "audio"]
+    for split, source in splits.items():
+        assert_equal(got[split], MultimodalDataset(*source))
+
+
+def test_a_modality_that_no_sample_has(tmp_path):
+    got = build({"all": columns([(1, 0), (2, 0), (3, 0)])}, tmp_path / "store")["all"]
+    assert got.dims == WIDTHS
+    assert got[1].inputs["audio"].shape == (0, 2)
+
+
+def test_data_sets_can_be_written_from_memory_and_from_a_store(tmp_path):
+    memory = make_store(tmp_path / "one")
+    write_store(tmp_path / "new" / "two", memory)
+    write_store(tmp_path / "three", open_store(tmp_path / "new" / "two"))
+    for name in ("one", "new/two", "three"):
+        got = open_store(tmp_path / name)
+        assert list(got) == ["valid", "train"]
+        for split, data in memory.items():
+            assert_equal(got[split], data)
+    one, three = (sorted((tmp_path / name).iterdir()) for name in ("one", "three"))
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in three]
+
+
+def test_overflow_is_counted_before_it_is_lost(tmp_path):
+    x = np.array([[1e39, -1e300, np.inf, np.nan, 3.4028235e38]])
+    source = Columns({"a": [x, x[:0]], "b": [np.zeros_like(x), x]}, [0.0, 1.0], ["a", "b"])
+    assert build({"all": source})["all"].overflows == {"a": 2, "b": 2}
+    write_store(tmp_path / "one", build({"all": source}))
+    write_store(tmp_path / "two", build({"all": source}, tmp_path / "three"))
+    for name in ("one", "two", "three"):
+        assert open_store(tmp_path / name)["all"].overflows == {"a": 2, "b": 2}
+
+
+def test_the_report_is_that_of_memory(tmp_path):
+    memory = make_store(tmp_path / "store")
+    assert describe(open_store(tmp_path / "store")) == describe(memory)
+
+
+def test_files_are_plain_safetensors_and_json(tmp_path):
+    build({"all": columns()}, tmp_path / "store")
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
+        "all.safetensors",
+        "store.json",
+    ]
+    tensors = load_file(tmp_path / "store" / "all.safetensors")
+    assert tensors["text/offsets"].tolist() == [0, 3, 3, 4]
+    assert tensors["text/steps"].shape == (4, 4)
+    assert json.loads(tensors["ids"].numpy().tobytes()) == ["0/0", "0/1", "0/2"]
+    assert json.loads((tmp_path / "store" / "store.json").read_text()) == {
+        "format": "tdmer store",
+        "version": 1,
+        "splits": ["all"],
+    }
+
+
+def test_samples_can_be_written_into(tmp_path):
+    build({"all": columns()}, tmp_path / "store")
+    data = open_store(tmp_path / "store")["all"]
+    data[0].inputs["text"].zero_()
+    assert_equal(data, MultimodalDataset(*columns()))
+
+
+# Memory
+
+
+def test_steps_are_neither_gathered_to_write_nor_kept_once_read(tmp_path):
+    # 8 MB of float64, of which one sample is 16 kB.
+    padded = np.random.default_rng(0).normal(size=(500, 20, 100))
+    source = Columns({"a": list(padded)}, np.zeros(500), [str(n) for n in range(500)])
+    tracemalloc.start()
+    data = build({"all": source}, tmp_path / "store")["all"]
+    for sample in data:
+        assert len(sample.inputs["a"]) == 20
+    describe({"all": data})
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # What remains is the buffer of the file, 1 MiB, and some 500 names and hashes.
+    assert most < 2e6
+    assert len(pickle.dumps(data)) < 30_000
+
+
+def test_files_are_closed(tmp_path):
+    make_store(tmp_path / "store")
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.exists():
+        pytest.skip("no /proc")
+    before = len(list(descriptors.iterdir()))
+    data = open_store(tmp_path / "store")
+    assert len(list(descriptors.iterdir())) == before + 2
+    del data
+    assert len(list(descriptors.iterdir())) == before
+
+
+# Processes
+
+
+def test_a_copy_reads_the_same_files(tmp_path, monkeypatch):
+    memory = make_store(tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    content = pickle.dumps(open_store("store"))
+    monkeypatch.chdir("/")
+    for split, data in pickle.loads(content).items():
+        assert_equal(data, memory[split])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_read_the_same(tmp_path, method):
+    memory = make_store(tmp_path / "store")["train"]
+    data = open_store(tmp_path / "store")["train"]
+    loader = DataLoader(
+        data, batch_size=2, collate_fn=collate, num_workers=2, multiprocessing_context=method
+    )
+    for got, expected in zip(
+        loader, DataLoader(memory, batch_size=2, collate_fn=collate), strict=True
+    ):
+        assert got.ids == expected.ids
+        torch.testing.assert_close(got[:3], expected[:3], rtol=0, atol=0)
+
+
+def test_reads_that_stop_halfway_go_on(tmp_path, monkeypatch):
+    memory = make_store(tmp_path / "store")
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, to, place: whole(fd, [to[0][:5]], place))
+    assert_equal(open_store(tmp_path / "store")["train"], memory["train"])
+
+
+# Files that change
+
+
+def test_a_file_that_was_replaced_is_still_the_old_one(tmp_path):
+    memory = make_store(tmp_path / "store")
+    make_store(tmp_path / "other")
+    data = open_store(tmp_path / "store")["train"]
+    content = pickle.dumps(data)
+    (tmp_path / "other" / "valid.safetensors").replace(tmp_path / "store" / "train.safetensors")
+    assert_equal(data, memory["train"])
+    with pytest.raises(ValueError, match=r"train.safetensors must stay as it was .* open it anew"):
+        pickle.loads(content)[1]
+
+
+def test_a_file_that_was_overwritten_is_an_error(tmp_path):
+    make_store(tmp_path / "store")
+    path = tmp_path / "store" / "train.safetensors"
+    data = open_store(tmp_path / "store")["train"]
+    content = bytearray(path.read_bytes())
+    content[-200] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(ValueError, match=r"train.safetensors must stay as it was .* open it anew"):
+        data[5]
+
+
+def test_a_file_that_was_cut_is_an_error_and_not_a_crash(tmp_path, monkeypatch):
+    make_store(tmp_path / "store")
+    path = tmp_path / "store" / "train.safetensors"
+    data = open_store(tmp_path / "store")["train"]
+    # Within the steps: the rest of them and the ids are gone.
+    os.truncate(path, path.stat().st_size - 500)
+    with pytest.raises(ValueError, match=r"train.safetensors must stay as it was .* open it anew"):
+        data[5]
+    # Cut between the look at the file and the read.
+    monkeypatch.setattr(tdmer.data.store._File, "_identity", lambda file: file.identity)
+    with pytest.raises(ValueError, match=r"must be a whole file .* an end before byte 1\d+: write"):
+        [sample.id for sample in data]
+
+
+# Files that are none
+
+
+def tampered(path, **changes):
+    """Write a file anew with other tensors; None takes one away."""
+    tensors = load_file(path) | changes
+    tensors = {name: x for name, x in tensors.items() if x is not None}
+    save_file(tensors, path, {"overflows": '{"text": 0, "audio": 0}'})
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, 700, -1])
+def test_a_file_that_is_cut_does_not_open(tmp_path, size):
+    make_store(tmp_path / "store")
+    path = tmp_path / "store" / "train.safetensors"
+    os.truncate(path, size % path.stat().st_size)
+    with pytest.raises(ValueError, match=r"train.safetensors must be a whole file of a store, got"):
+        open_store(tmp_path / "store")
+
+
+@pytest.mark.parametrize("content", [b"\x80\x04}.", b"\0" * 5000, b"\xff" * 5000, b"{" * 5000])
+def test_a_foreign_file_does_not_open(tmp_path, content):
+    make_store(tmp_path / "store")
+    (tmp_path / "store" / "valid.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"valid.safetensors must be a whole file of a store, got"):
+        open_store(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": None}, "labels"),
+        ({"labels": torch.zeros(2)}, "other than 2 ids"),
+        ({"labels": torch.zeros(3, 1, 1)}, r"labels of torch.float32, shape \(3, 1, 1\)"),
+        ({"labels": torch.zeros(0)}, r"labels of torch.float32, shape \(0,\)"),
+        ({"labels": torch.zeros(3, dtype=torch.float64)}, "labels of torch.float64"),
+        ({"ids": torch.tensor(list(b'["a", "b", 3]'), dtype=torch.uint8)}, "other than 3 ids"),
+        ({"ids": torch.tensor(list(b'"abc"'), dtype=torch.uint8)}, "other than 3 ids"),
+        ({"ids": torch.tensor(list(b"[" * 10**5), dtype=torch.uint8)}, "RecursionError"),
+        ({"text/steps": None}, "text/steps"),
+        ({"text/steps": torch.zeros(4, 0)}, r"steps of 'text' of F32, shape \[4, 0\]"),
+        ({"text/steps": torch.zeros(4)}, r"steps of 'text' of F32, shape \[4\]"),
+        ({"text/steps": torch.zeros(4, 4).half()}, "steps of 'text' of F16"),
+        ({"text/offsets": torch.tensor([0, 3, 3, 5])}, "offsets of 'text' that do not cut 4"),
+        ({"text/offsets": torch.tensor([0, 3, 2, 4])}, "offsets of 'text'"),
+        ({"text/offsets": torch.tensor([1, 3, 3, 4])}, "offsets of 'text'"),
+        ({"text/offsets": torch.tensor([0, 3, 4])}, "offsets of 'text'"),
+        ({"text/offsets": torch.tensor([0.0, 3.0, 3.0, 4.0])}, "offsets of 'text'"),
+    ],
+)
+def test_parts_that_do_not_fit_do_not_open(tmp_path, changes, message):
+    build({"all": columns()}, tmp_path / "store")
+    path = tmp_path / "store" / "all.safetensors"
+    tampered(path)
+    assert_equal(open_store(tmp_path / "store")["all"], MultimodalDataset(*columns()))
+    tampered(path, **changes)
+    with pytest.raises(ValueError, match=rf"all.safetensors must be a whole .*{message}"):
+        open_store(tmp_path / "store")
+
+
+@pytest.mark.parametrize("overflows", [None, "{}", '{"text": "many"}', '{"video": 0}', "[1]", "{"])
+def test_a_header_without_modalities_does_not_open(tmp_path, overflows):
+    build({"all": columns()}, tmp_path / "store")
+    path = tmp_path / "store" / "all.safetensors"
+    save_file(load_file(path), path, overflows and {"overflows": overflows})
+    with pytest.raises(ValueError, match=r"all.safetensors must be a whole file of a store"):
+        open_store(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "[" * 10**5,
+        '{"splits": ["all"]}',
+        '{"format": "tdmer store", "version": 2, "splits": ["all"]}',
+        '{"format": "tdmer store", "version": 1}',
+        '{"format": "tdmer store", "version": 1, "splits": []}',
+        '{"format": "tdmer store", "version": 1, "splits": "all"}',
+        '{"format": "tdmer store", "version": 1, "splits": [3]}',
+        '{"format": "tdmer store", "version": 1, "splits": ["../all"]}',
+    ],
+)
+def test_an_index_that_is_none_does_not_open(tmp_path, content):
+    build({"all": columns()}, tmp_path / "store")
+    shutil.copy(tmp_path / "store" / "all.safetensors", tmp_path)
+    (tmp_path / "store" / "store.json").write_text(content)
+    with pytest.raises(ValueError, match=r"store.json must be a whole file of a store, got"):
+        open_store(tmp_path / "store")
+
+
+def test_a_split_that_is_gone(tmp_path):
+    make_store(tmp_path / "store")
+    (tmp_path / "store" / "train.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"train.safetensors must be .* got no such file: write"):
+        open_store(tmp_path / "store")
+
+
+def test_a_path_without_a_store(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path, got in ((tmp_path / "none", "nothing"), (tmp_path, "another folder")):
+        with pytest.raises(FileNotFoundError, match=rf"must be .* write_store .* got {got}"):
+            open_store(path)
+    with pytest.raises(FileNotFoundError, match=r"must be .* write_store .* got a file"):
+        open_store(tmp_path / "file")
+
+
+# Writing that fails
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_exists_is_refused_and_kept(tmp_path, kind):
+    path = tmp_path / "store"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "file":
+        path.write_text("precious")
+    else:
+        path.symlink_to("nowhere")
+    for write in (
+        lambda: build({"all": Columns({}, [], [])}, path),  # Refused before all else.
+        lambda: write_store(path, build({"all": columns()})),
+    ):
+        with pytest.raises(FileExistsError, match=r"store must be a new folder, got .* open_store"):
+            write()
+    assert list(tmp_path.iterdir()) == [path]
+    assert kind != "file" or path.read_text() == "precious"
+
+
+class Interrupting(list):
+    """Sequences whose last does not come."""
+
+    def __iter__(self):
+        yield from super().__iter__()
+        raise KeyboardInterrupt
+
+
+def interrupted_write(path):
+    train, valid = columns(), columns(seed=1)
+    layout, sequences = tdmer.data.store.lay_out(*valid)
+    source = layout, {name: Interrupting(arrays) for name, arrays in sequences.items()}
+    with pytest.raises(KeyboardInterrupt):
+        tdmer.data.store._write(path, {"train": tdmer.data.store.lay_out(*train), "valid": source})
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path):
+    interrupted_write(tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_write_leaves_does_not_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    interrupted_write(tmp_path / "store")
+    (partial,) = tmp_path.iterdir()
+    assert (partial / "train.safetensors").exists()
+    assert partial.name != "store"
+    with pytest.raises(FileNotFoundError):
+        open_store(partial)
+    # Nor is it in the way of another attempt.
+    assert len(build({"all": columns()}, tmp_path / "store")["all"]) == 3
+
+
+def test_all_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    events, sync, rename = [], os.fsync, Path.rename
+
+    def recorded_sync(descriptor):
+        events.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        sync(descriptor)
+
+    def recorded_rename(path, target):
+        events.append(f"{path.name} → {target.name}")
+        return rename(path, target)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("no /proc")
+    monkeypatch.setattr(os, "fsync", recorded_sync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    build({"one": columns(), "two": columns()}, tmp_path / "store")
+    partial = events[3]
+    assert events == [
+        *("one.safetensors", "two.safetensors", "store.json"),
+        *(partial, f"{partial} → store", tmp_path.name),
+    ]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named_and_nothing_kept(tmp_path, monkeypatch, code):
+    def full(descriptor):
+        raise OSError(code, "full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    # 4 steps of 4 and 7 steps of 2.
+    with pytest.raises(OSError, match=r"store needs 120 bytes, and the disk is full: nothing was"):
+        build({"all": columns()}, tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_of_the_disk_are_left_alone(tmp_path, monkeypatch):
+    def broken(descriptor):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="broken"):
+        build({"all": columns()}, tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("split", ["", ".", "..", "a/b", "../a", "a\\b", "a\0b"])
+def test_split_names_must_be_file_names(tmp_path, split):
+    with pytest.raises(ValueError, match="split names must be names of files, got"):
+        build({split: columns()}, tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_split(tmp_path):
+    with pytest.raises(ValueError, match=r"datasets must hold at least one split, got \[\]"):
+        write_store(tmp_path / "store", {})
+
+
+@pytest.mark.parametrize("store", [None, "store"])
+def test_bad_columns_name_their_split(tmp_path, store):
+    bad = columns()
+    bad.inputs["text"][1] = np.zeros((2, 3), np.float32)
+    with pytest.raises(ValueError, match=r"split 'b': inputs\['text'\]\[1\] must have 4 features"):
+        build({"a": columns(), "b": bad}, store and tmp_path / store)
+    bad.inputs["text"][1] = np.zeros((2, 4), int)
+    with pytest.raises(TypeError, match=r"split 'b': inputs\['text'\]\[1\] must be floating point"):
+        build({"a": columns(), "b": bad}, store and tmp_path / store)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_safetensors_only_a_store_fails(tmp_path, monkeypatch):
+    memory = make_store(tmp_path / "store")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    for needs in (
+        lambda: open_store(tmp_path / "store"),
+        lambda: write_store(tmp_path / "new", memory),
+        lambda: build({"all": columns()}, tmp_path / "new"),
+    ):
+        with pytest.raises(ImportError, match=r'pip install "tdmer\[data\]"'):
+            needs()
+    assert len(build({"all": columns()})["all"]) == 3

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from tdmer.data import describe, load_mmsa
+from tdmer.data import load_mmsa
+from tests.python2 import python2_pickle
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data" / "mosi.pkl"
 TEXT, AUDIO, VISION = (2, 4, 1), (3, 1, 0), (1, 2, 2)
@@ -37,17 +38,20 @@ def make_split():
     }
 
 
-def load(tmp_path, **changes):
-    """Read a file whose split ``valid`` is changed; None takes a key away."""
-    content = {name: make_split() for name in ("train", "valid", "test")}
-    for key, value in changes.items():
-        if value is None:
-            del content["valid"][key]
-        else:
-            content["valid"][key] = value
+def make_file():
+    return {name: make_split() for name in ("train", "valid", "test")}
+
+
+def load(tmp_path, content, dump=pickle.dumps, **options):
     path = tmp_path / "mosi.pkl"
-    path.write_bytes(pickle.dumps(content, 4))
-    return load_mmsa(path)
+    path.write_bytes(dump(content))
+    return load_mmsa(path, **options)
+
+
+def load_changed(tmp_path, options=None, **changes):
+    """Read a file of one split in which keys have other values; None takes a key away."""
+    split = {key: x for key, x in (make_split() | changes).items() if x is not None}
+    return load(tmp_path, {"valid": split}, **(options or {}))["valid"]
 
 
 def lengths(data, name):
@@ -57,8 +61,9 @@ def lengths(data, name):
 # What is read
 
 
-def test_reads_the_layout(tmp_path):
-    splits = load(tmp_path)
+@pytest.mark.parametrize("dump", [pickle.dumps, python2_pickle])
+def test_reads_the_layout(tmp_path, dump):
+    splits = load(tmp_path, make_file(), dump)
     assert list(splits) == ["train", "valid", "test"]
     for data in splits.values():
         assert data.dims == {"text": 5, "audio": 2, "vision": 3}
@@ -79,7 +84,7 @@ def test_the_mask_decides_for_text_and_lengths_for_the_others(tmp_path):
     split["text"][0, 1] = 0
     split["text"][1, 3] = 0
     split["audio"][0, 2] = 0
-    data = load(tmp_path, text=split["text"], audio=split["audio"])["valid"]
+    data = load_changed(tmp_path, text=split["text"], audio=split["audio"])
     # Zeros inside, and at the end of, a sequence of known length are data.
     assert lengths(data, "text") == TEXT
     assert lengths(data, "audio") == AUDIO
@@ -89,7 +94,7 @@ def test_the_mask_decides_for_text_and_lengths_for_the_others(tmp_path):
 
 def test_the_mask_may_be_floats(tmp_path):
     bert = make_split()["text_bert"].astype(np.float32)
-    assert lengths(load(tmp_path, text_bert=bert)["valid"], "text") == TEXT
+    assert lengths(load_changed(tmp_path, text_bert=bert), "text") == TEXT
 
 
 def test_without_lengths_zeros_at_the_end_are_pads_and_others_are_not(tmp_path):
@@ -98,7 +103,7 @@ def test_without_lengths_zeros_at_the_end_are_pads_and_others_are_not(tmp_path):
     split["text"][1, 2] = 0
     split["audio"][0, 2] = 0
     split["vision"][2, 1, 1:] = 0
-    data = load(
+    data = load_changed(
         tmp_path,
         text=split["text"],
         audio=split["audio"],
@@ -106,7 +111,7 @@ def test_without_lengths_zeros_at_the_end_are_pads_and_others_are_not(tmp_path):
         text_bert=None,
         audio_lengths=None,
         vision_lengths=None,
-    )["valid"]
+    )
     assert lengths(data, "text") == (2, 4, 1)
     assert lengths(data, "audio") == (2, 1, 0)
     assert lengths(data, "vision") == (1, 2, 2)
@@ -116,22 +121,113 @@ def test_without_lengths_zeros_at_the_end_are_pads_and_others_are_not(tmp_path):
 def test_entries_that_are_not_finite_stay_and_are_no_pads(tmp_path):
     audio = make_split()["audio"]
     audio[1, 2] = np.nan, -np.inf
-    data = load(tmp_path, audio=audio, audio_lengths=None)["valid"]
+    data = load_changed(tmp_path, audio=audio, audio_lengths=None)
     assert lengths(data, "audio") == (3, 3, 0)
     assert data[1].inputs["audio"][2].isnan().tolist() == [True, False]
-    assert "audio: 2 features, 0/3/3 steps (min/median/max), missing in 1, 2 entries" in describe(
-        {"valid": data}
-    )
+
+
+def test_arrays_without_lengths_are_aligned_to_the_words(tmp_path):
+    audio = padded(TEXT, 4, 2)
+    # Zeros at the first and the last word, as at the tokens that are no words; a missing modality.
+    audio[1, [0, 3]] = 0
+    audio[2] = 0
+    data = load_changed(tmp_path, audio=audio, audio_lengths=None)
+    assert lengths(data, "audio") == (2, 4, 0)
+    assert data[1].inputs["audio"][[0, 3]].tolist() == [[0.0] * 2] * 2
+
+
+def test_arrays_with_values_beyond_the_words_are_not_aligned(tmp_path):
+    audio = padded((3, 2, 0), 4, 2)
+    data = load_changed(tmp_path, audio=audio, audio_lengths=None)
+    assert lengths(data, "audio") == (3, 2, 0)
+
+
+def test_pads_on_the_left(tmp_path):
+    split = make_split()
+    split["text"] = split["text"][:, ::-1].copy()
+    split["text_bert"] = split["text_bert"][:, :, ::-1].copy()
+    for name in ("audio", "vision"):
+        split[name] = split[name][:, ::-1].copy()
+    data = load_changed(tmp_path, **split)
+    assert [lengths(data, name) for name in data.dims] == [TEXT, AUDIO, VISION]
+    np.testing.assert_array_equal(data[0].inputs["text"], make_split()["text"][0, 1::-1])
+    data = load_changed(tmp_path, **split | {"audio_lengths": None, "text_bert": None})
+    assert [lengths(data, name) for name in data.dims] == [TEXT, AUDIO, VISION]
+    np.testing.assert_array_equal(data[1].inputs["audio"], make_split()["audio"][1, :1])
+
+
+def test_where_neither_side_wins_pads_are_on_the_right(tmp_path):
+    vision = make_split()["vision"]
+    vision[1, 0] = 0
+    # One begins with zeros, one ends with them.
+    data = load_changed(tmp_path, vision=vision, vision_lengths=None)
+    assert lengths(data, "vision") == VISION
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+def test_ragged_sequences(tmp_path, as_array):
+    ragged = [np.ones((steps, 2)) for steps in AUDIO]
+    if as_array:
+        ragged = np.array([*ragged, None], object)[:3]
+    for steps in (list(AUDIO), None):
+        data = load_changed(tmp_path, audio=ragged, audio_lengths=steps)
+        assert lengths(data, "audio") == AUDIO
+    text = [np.zeros((steps, 5)) for steps in TEXT]
+    assert lengths(load_changed(tmp_path, text=text), "text") == TEXT
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float64])
+def test_tokens_become_features(tmp_path, dtype):
+    tokens = make_split()["text_bert"].astype(dtype)
+    tokens[:, 0] = np.arange(12).reshape(3, 4)
+    tokens[1, 0, 2] = 2**24 - 1
+    data = load_changed(tmp_path, {"text": "text_bert"}, text_bert=tokens, text=None)
+    assert data.dims == {"text": 3, "audio": 2, "vision": 3}
+    assert lengths(data, "text") == TEXT
+    assert data[1].inputs["text"].tolist() == [[4, 1, 0], [5, 1, 0], [2**24 - 1, 1, 0], [7, 1, 0]]
+
+
+def test_whole_numbers_are_features(tmp_path):
+    data = load_changed(tmp_path, audio=padded(AUDIO, 3, 2, np.int16))
+    np.testing.assert_array_equal(data[0].inputs["audio"], padded(AUDIO, 3, 2)[0])
+
+
+def test_some_splits_and_modalities_will_do(tmp_path):
+    splits = load(tmp_path, {"test": make_split(), "train": make_split()})
+    assert list(splits) == ["train", "test"]
+    assert load_changed(
+        tmp_path, text=None, vision=None, audio=padded((1, 2, 3), 3, 2), audio_lengths=None
+    ).dims == {"audio": 2}
+
+
+def test_labels_under_other_keys(tmp_path):
+    keys = ("regression_labels", "regression_labels_T", "classification_labels")
+    changes = {"regression_labels_T": np.array([[0.25], [np.nan], [-1.0]])}
+    data = load_changed(tmp_path, {"labels": keys}, **changes)
+    assert data.labels.dtype == torch.float32
+    assert data.labels[[0, 2]].tolist() == [[1.5, 0.25, 2.0], [-2.0, -1.0, 0.0]]
+    assert data.labels[1].isnan().tolist() == [False, True, False]
+    for labels in ("classification_labels", ["classification_labels"]):
+        data = load_changed(tmp_path, {"labels": labels})
+        assert data.labels.tolist() == [2.0, 1.0, 0.0]
+
+
+def test_range_of_labels(tmp_path):
+    wide = np.array([3.0, -3.0, 90.0])
+    assert load_changed(tmp_path, {"label_range": None}, regression_labels=wide).labels[2] == 90
+    wide[2] = 0
+    assert load_changed(tmp_path, regression_labels=wide).labels.tolist() == [3, -3, 0]
 
 
 def test_missing_labels_stay_nan(tmp_path):
-    data = load(tmp_path, regression_labels=[0.5, float("nan"), 1])["valid"]
+    data = load_changed(tmp_path, regression_labels=[0.5, float("nan"), 1])
     assert data.labels.isnan().tolist() == [False, True, False]
 
 
 def test_ids_may_be_a_list_or_an_array_of_objects(tmp_path):
-    for ids in (["a", "b", "c"], np.array(["a", "b", "c"], object)):
-        assert load(tmp_path, id=ids)["valid"].ids == ["a", "b", "c"]
+    for ids in (["a", "b", "c"], np.array(["a", "b", "c"], object), np.array([b"a", b"b", b"c"])):
+        assert load_changed(tmp_path, id=ids).ids == ["a", "b", "c"]
+    assert load_changed(tmp_path, id=[1, 1, 3]).ids == ["1", "1", "3"]
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real data are not at ../shared/data")
@@ -154,90 +250,242 @@ def test_real_file():
         assert len(set(data.ids)) == len(data)
     assert splits["train"].lengths["audio"][:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
     assert splits["train"].lengths["text"][:5].tolist() == [8, 22, 11, 7, 8]
+    assert (
+        splits["train"].lengths["audio"].tolist()
+        == load_mmsa(REAL, text="text_bert")["train"].lengths["audio"].tolist()
+    )
 
 
-# What is refused
+# What is refused: name, change of a good file (in place, or a new content), options, part of the
+# message
+
+
+def put(**changes):
+    return lambda content: content["valid"].update(changes)
+
+
+def take(*keys):
+    def change(content):
+        for key in keys:
+            del content["valid"][key]
+
+    return change
+
+
+def with_tokens(*place, value):
+    tokens = make_split()["text_bert"].astype(np.float64)
+    tokens[place] = value
+    return put(text_bert=tokens)
+
+
+def with_audio(*place, value=1.0):
+    audio = make_split()["audio"]
+    audio[place] = value
+    return put(audio=audio)
+
+
+def missing_everywhere(content):
+    split = content["valid"]
+    split["text_bert"][1, 1] = 0
+    split["audio_lengths"][1] = split["vision_lengths"][1] = 0
+    split["audio"][1] = split["vision"][1] = 0
+
+
+TOKENS = {"text": "text_bert"}
+T = {"labels": ("regression_labels", "regression_labels_T")}
+ONE = r"sample 1 \('v\$_\$2'\)"
+TWO = r"sample 2 \('w\$_\$1'\)"
+BAD = [
+    # The file and its splits.
+    ("a list", lambda content: [1], {}, r"pkl must be a dict of \['train', 'valid', .* got list"),
+    ("no split", lambda content: {}, {}, "pkl must have at least one split of .* got none"),
+    ("unknown split", lambda c: c | {"dev": {}}, {}, "must have splits of .* only, got 'dev'"),
+    ("a split is a list", lambda c: {"train": []}, {}, r"\['train'\] must be a dict .* got list"),
+    (
+        "splits differ",
+        take("text"),
+        {},
+        "same modalities.* in 'train' and .'audio': 2, 'vision': 3",
+    ),
+    (
+        "no modality",
+        take("text", "audio", "vision"),
+        {},
+        r"\['text', 'audio', 'vision'\], got \['ann",
+    ),
+    ("no ids", take("id"), {}, "must have the key 'id', got .'annotations', "),
+    ("no labels", take("regression_labels"), {}, "must have the key 'regression_labels', got .'an"),
+    ("no such labels", put(), T, "must have the key 'regression_labels_T', got .'annotations', "),
+    ("everything missing", missing_everywhere, {}, f"got none in {ONE}; leave the sample out"),
+    # Features.
+    (
+        "audio of rank 2",
+        put(audio=np.zeros((3, 4))),
+        {},
+        r"\(3, t, f\), got float64 of shape \(3, 4",
+    ),
+    (
+        "truncated audio",
+        put(audio=np.zeros((2, 4, 1))),
+        {},
+        r"per sample, .* got shape \(2, 4, 1\)",
+    ),
+    ("no steps", put(audio=np.zeros((3, 0, 2))), {}, r"t and f at least 1, got shape \(3, 0, 2\)"),
+    (
+        "no features",
+        put(text=np.zeros((3, 4, 0))),
+        {},
+        r"t and f at least 1, got shape \(3, 4, 0\)",
+    ),
+    ("audio is text", put(audio=np.full((3, 3, 2), "a")), {}, "array of numbers .* got <U1 of"),
+    ("audio is a dict", put(audio={}), {}, "array of numbers of shape .* got dict"),
+    ("large whole", put(audio=np.full((3, 3, 2), 2**25)), {}, r"\['audio'\] must hold .* 2\*\*24"),
+    (
+        "another width",
+        put(audio=np.ones((3, 3, 4)), audio_lengths=[3, 3, 3]),
+        {},
+        "'audio': 2.* in 'train' and .*'audio': 4",
+    ),
+    ("ragged of lists", put(audio=[[[1.0]]] * 3), {}, r"sample 0 .* array of \(t, f\) .* got list"),
+    ("ragged, too few", put(audio=[np.ones((1, 2))]), {}, "one sequence per sample, 3, got 1"),
+    (
+        "ragged of two widths",
+        put(audio=[np.ones((3, 2)), np.ones((1, 1)), np.ones((0, 2))]),
+        {},
+        rf"\['audio'\], {ONE}, must have the 2 features of the first sample, got shape \(1, 1\)",
+    ),
+    (
+        "ragged, of another length",
+        put(audio=[np.ones((3, 2)), np.ones((2, 2)), np.ones((0, 2))]),
+        {},
+        rf"\['audio'\], {ONE}, must have the 1 steps that the file declares, got 2",
+    ),
+    # Lengths and masks.
+    (
+        "too few lengths",
+        put(audio_lengths=[1, 2]),
+        {},
+        r"\['audio_lengths'\] must be 3 lengths, got",
+    ),
+    (
+        "too long",
+        put(audio_lengths=[1, 4, 2]),
+        {},
+        rf"\['audio'\] .* in \[0, 3\], .* got 4 in {ONE}",
+    ),
+    ("negative", put(audio_lengths=[1, 2, -1]), {}, rf"lengths in \[0, 3\], .* got -1 in {TWO}"),
+    ("fractions", put(vision_lengths=[1.0, 1.5, 1.0]), {}, "array of whole numbers, got float64"),
+    ("nested", put(vision_lengths=[[1], [1], [1]]), {}, "array of whole numbers, got list"),
+    ("lengths are a text", put(vision_lengths="abc"), {}, "array of whole numbers, got str"),
+    (
+        "too short",
+        with_audio(1, 2),
+        {},
+        f"declared length, 1 in {ONE}, got values from step 0 to 2",
+    ),
+    ("tokens are a list", put(text_bert=[1]), {}, r"numbers of shape \(3, 3, t\), got list"),
+    ("tokens are words", put(text_bert=np.full((3, 3, 4), "a")), {}, r"\(3, 3, t\), got <U1"),
+    (
+        "two rows",
+        put(text_bert=np.ones((3, 2, 4))),
+        {},
+        r"\(3, 3, t\), got float64 of shape \(3, 2",
+    ),
+    ("rank 2", put(text_bert=np.ones((3, 3))), {}, r"\(3, 3, t\), got float64 of shape \(3, 3\)"),
+    (
+        "no tokens",
+        put(text_bert=np.ones((3, 3, 0))),
+        {},
+        r"\(3, 3, t\), got float64 of shape \(3, 3",
+    ),
+    (
+        "more tokens",
+        put(text_bert=np.ones((3, 3, 5))),
+        {},
+        r"\['text'\] must have 5 steps, .* got 4",
+    ),
+    (
+        "mask with a hole",
+        with_tokens(1, 1, 1, value=0),
+        {},
+        f"must have no hole .* got one in {ONE}",
+    ),
+    ("mask of weights", with_tokens(1, 1, 1, value=0.5), {}, "1 where a step is real .* got 0.5"),
+    ("half a token", with_tokens(1, 0, 1, value=0.5), TOKENS, f"whole numbers .* got 0.5 in {ONE}"),
+    ("NaN token", with_tokens(2, 0, 1, value=np.nan), TOKENS, f"whole numbers .* got nan in {TWO}"),
+    ("negative token", with_tokens(1, 0, 1, value=-1), TOKENS, f"numbers .* got -1.0 in {ONE}"),
+    ("large token", with_tokens(1, 0, 1, value=2**24), TOKENS, f"2..24.*, got 16777216.0 in {ONE}"),
+    # Labels and ids.
+    ("labels in a table", put(regression_labels=np.zeros((3, 0))), {}, r"\(n,\) .* got \(3, 0\)"),
+    ("labels are words", put(regression_labels=np.array(["a"])), {}, "array of numbers, got <U1"),
+    ("labels are bools", put(regression_labels=[True, False, True]), {}, "of numbers, got bool"),
+    ("no label", put(regression_labels=[]), {}, r"for the n = 3 ids, got \(0,\)"),
+    (
+        "infinite",
+        put(regression_labels=[0.0, 1.0, np.inf]),
+        {},
+        f"got inf in {TWO}; correct it, or",
+    ),
+    (
+        "out of range",
+        put(regression_labels=[0, -3.5, 0]),
+        {},
+        rf"\[-3, 3\] .* got -3.5 in {ONE}; cor",
+    ),
+    ("too high", put(regression_labels=[0, -1, 2]), {"label_range": (-2, 1.5)}, f"got 2 in {TWO}"),
+    (
+        "a table among several",
+        lambda content: {"test": make_split() | {"regression_labels_T": np.zeros((3, 2))}},
+        T,
+        r"\['regression_labels_T'\] must be one number per sample .* got shape \(3, 2\)",
+    ),
+    (
+        "too few ids",
+        put(id=["a", "b"]),
+        {},
+        r"\['regression_labels'\] .* for the n = 2 ids, got \(3",
+    ),
+    ("ids of None", put(id=["a", None, "c"]), {}, r"\['id'\]\[1\] must be a str.* got NoneType"),
+    ("ids are a number", put(id=7), {}, r"\['id'\] must be a list or array of names, got int"),
+    (
+        "ids are a table",
+        put(id=np.ones((3, 1))),
+        {},
+        "list or array of names, got float64 of shape",
+    ),
+    ("empty split", put(id=[]), {}, r"\['id'\] must name at least one sample, got none"),
+]
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([1, 2], r"mosi\.pkl must be a dict of \['train', 'valid', 'test'\], got list"),
-        (
-            {"train": {}, "test": {}},
-            r"mosi\.pkl must have the key 'valid', got \['test', 'train'\]",
-        ),
-        (
-            {"train": [], "valid": {}, "test": {}},
-            r"mosi\.pkl\['train'\] must be a dict of \['text', 'audio', 'vision', .*got list",
-        ),
-    ],
+    ("change", "options", "message"), [pytest.param(*case, id=name) for name, *case in BAD]
 )
-def test_wrong_files(tmp_path, content, message):
-    path = tmp_path / "mosi.pkl"
-    path.write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match=message):
-        load_mmsa(path)
-
-
-@pytest.mark.parametrize("key", ["text", "audio", "vision", "regression_labels", "id"])
-def test_missing_keys_are_named(tmp_path, key):
-    message = rf"mosi\.pkl\['valid'\] must have the key '{key}', got \['annotations', "
-    with pytest.raises(ValueError, match=message):
-        load(tmp_path, **{key: None})
-
-
-def mask_with_a_hole():
-    bert = make_split()["text_bert"]
-    bert[1, 1] = 1, 0, 1, 0
-    return bert
+def test_wrong_files(tmp_path, change, options, message):
+    content = {"train": make_split(), "valid": make_split()}
+    changed = change(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(tmp_path, content if changed is None else changed, **options)
+    assert str(caught.value).startswith(str(tmp_path / "mosi.pkl"))
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("options", "error", "message"),
     [
         (
-            "audio",
-            np.zeros((3, 4)),
-            r"array of shape \(3, t, f\), .* got float64 of shape \(3, 4\)",
+            {"text": "glove"},
+            ValueError,
+            r"text must be one of \['text', 'text_bert'\], got 'glove'",
         ),
-        (
-            "audio",
-            np.zeros((2, 4, 1)),
-            r"of shape \(3, t, f\), .* got float64 of shape \(2, 4, 1\)",
-        ),
-        ("audio", np.zeros((3, 4, 1), int), r"floating-point array .* got int64"),
-        ("audio", [[[1.0]]] * 3, "floating-point array .* got list"),
-        ("text", np.zeros((3, 4, 0)), r"must be a valid split: inputs\['text'\]\[0\] must have"),
-        (
-            "text_bert",
-            np.zeros((3, 3, 5)),
-            r"shape \(3, 3, 4\), .* got float64 of shape \(3, 3, 5\)",
-        ),
-        ("text_bert", np.zeros((3, 3, 4), "U1"), "array of numbers .* got <U1"),
-        ("text_bert", [1], "array of numbers .* got list"),
-        ("text_bert", mask_with_a_hole(), "ones, then zeros, got another in sample 1"),
-        ("audio_lengths", [1, 2], "must be 3 lengths, got 2"),
-        ("audio_lengths", [1, 4, 2], r"in \[0, 3\], the steps of 'audio', got 4 in sample 1"),
-        ("audio_lengths", [1, 2, -1], r"in \[0, 3\], the steps of 'audio', got -1 in sample 2"),
-        ("vision_lengths", [1.0, 1.0, 1.0], "list or array of whole numbers, got float64 of shape"),
-        ("vision_lengths", [[1], [1], [1]], "list or array of whole numbers, got list"),
-        ("vision_lengths", "abc", "list or array of whole numbers, got str"),
-        ("regression_labels", np.zeros((3, 1)), r"array of numbers, got float64 of shape \(3, 1\)"),
-        ("regression_labels", np.array(["a"]), "array of numbers, got <U1"),
-        ("regression_labels", [], "at least one number, none infinite, got none"),
-        ("regression_labels", [0.0, 1.0, np.inf], "none infinite, got inf in sample 2"),
-        ("id", ["a", "b"], "must be a valid split: ids must be one per label, 3, got 2"),
-        ("id", [1, 2, 3], r"must be a valid split: ids\[0\] must be a str, got int"),
-        ("id", 7, "must be a list or array of names, got int"),
+        ({"labels": 3}, TypeError, "labels must be a key of the file, or several, got 3"),
+        ({"labels": []}, ValueError, r"labels must be a key of the file, or several, got \[\]"),
+        ({"labels": [1]}, TypeError, r"labels must be a key of the file, or several, got \[1\]"),
+        ({"label_range": (1, -1)}, ValueError, "two numbers, the lower first, got .1, -1"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_wrong_values_name_file_split_and_key(tmp_path, key, value, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        load(tmp_path, **{key: value})
-    assert f"{tmp_path / 'mosi.pkl'}['valid']" in str(caught.value)
-    assert key in str(caught.value)
+def test_wrong_options(tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        load(tmp_path, make_file(), **options)
 
 
 def test_nested_lists_are_not_built_up(tmp_path):
@@ -245,6 +493,15 @@ def test_nested_lists_are_not_built_up(tmp_path):
     for _ in range(60):
         bomb = [bomb, bomb]
     with pytest.raises(ValueError, match="list or array of numbers, got list"):
-        load(tmp_path, regression_labels=bomb)
-    with pytest.raises(ValueError, match=r"floating-point array of shape .* got list"):
-        load(tmp_path, text=bomb)
+        load_changed(tmp_path, regression_labels=bomb)
+    with pytest.raises(ValueError, match="must hold one sequence per sample, 3, got 2"):
+        load_changed(tmp_path, text=bomb)
+
+
+def test_repetition_is_no_bomb(tmp_path):
+    count, once = 12, np.ones((5000, 3))
+    split = {"audio": [once] * count, "id": list(range(count)), "regression_labels": [0.5] * count}
+    with pytest.raises(
+        ValueError, match="must not repeat its arrays to more than 8 times the size"
+    ):
+        load(tmp_path, {"train": split})

@@ -102,9 +102,8 @@ def load_mmsa(
     """
     check_choice("text", text, ("text", "text_bert"))
     check_label_range(label_range)
-    keys = [labels] if isinstance(labels, str) else list(labels)
-    if not keys or not all(isinstance(key, str) for key in keys):
-        raise ValueError(f"labels must be a key of the file, or several, got {labels!r}")
+    keys = [labels] if isinstance(labels, str) else labels
+    _check_label_keys(keys)
     where = os.fspath(path)
     splits = {}
     for split, content in read_splits(where, load_pickle(path)).items():
@@ -116,6 +115,14 @@ def load_mmsa(
         splits[split] = Columns(inputs, _table(place, keys, targets), ids)
         check_split(place, splits[split], path)
     return assemble(where, splits, store)
+
+
+def _check_label_keys(keys: Any) -> None:
+    message = f"labels must be a key of the file, or several, got {keys!r}"
+    if not isinstance(keys, Sequence) or not all(isinstance(key, str) for key in keys):
+        raise TypeError(message)
+    if not keys:
+        raise ValueError(message)
 
 
 def _table(where: str, keys: Sequence[str], targets: Sequence[NDArray[Any]]) -> NDArray[np.float32]:

@@ -1,0 +1,231 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from tdmer.data import load_mult
+from tests.python2 import python2_pickle
+
+LENGTHS = {"text": (2, 3, 1), "audio": (3, 1, 4), "vision": (1, 2, 0)}
+STEPS = {"text": 3, "audio": 4, "vision": 3}
+WIDTHS = {"text": 3, "audio": 2, "vision": 1}
+
+
+def sequence(name, number):
+    steps, width = LENGTHS[name][number], WIDTHS[name]
+    return np.arange(1, steps * width + 1, dtype=np.float32).reshape(steps, width) + number
+
+
+def make_split(side="left"):
+    split = {
+        "labels": np.array([[[0.6]], [[-1.0]], [[3.0]]], np.float32),
+        "id": np.array([[b"v_1", b"0.5", b"1.5"], [b"v_1", b"1.5", b"2"], [b"w", b"0", b"9"]]),
+    }
+    for name, lengths in LENGTHS.items():
+        split[name] = np.zeros((3, STEPS[name], WIDTHS[name]), np.float32)
+        for number, steps in enumerate(lengths):
+            start = STEPS[name] - steps if side == "left" else 0
+            split[name][number, start : start + steps] = sequence(name, number)
+    return split
+
+
+def load(tmp_path, content, dump=pickle.dumps, **options):
+    path = tmp_path / "mosi_data.pkl"
+    path.write_bytes(dump(content))
+    return load_mult(path, **options)
+
+
+def load_changed(tmp_path, **changes):
+    """Read a file of one split in which keys have other values; None takes a key away."""
+    split = {key: x for key, x in (make_split() | changes).items() if x is not None}
+    return load(tmp_path, {"valid": split})["valid"]
+
+
+# What is read
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("dump", [pickle.dumps, python2_pickle])
+def test_reads_the_layout(tmp_path, side, dump):
+    splits = load(tmp_path, {"test": make_split(side), "train": make_split(side)}, dump)
+    assert list(splits) == ["train", "test"]
+    for data in splits.values():
+        assert data.dims == WIDTHS
+        assert data.ids == ["v_1 0.5 1.5", "v_1 1.5 2", "w 0 9"]
+        assert data.labels.dtype == torch.float32
+        torch.testing.assert_close(data.labels, torch.tensor([0.6, -1.0, 3.0]))
+        for number, sample in enumerate(data):
+            for name in WIDTHS:
+                np.testing.assert_array_equal(sample.inputs[name], sequence(name, number))
+
+
+def test_zeros_within_and_at_the_end_are_kept_and_infinities_too(tmp_path):
+    audio = make_split()["audio"]
+    audio[2, 1] = 0
+    audio[0, 3] = 0
+    audio[0, 2] = -np.inf
+    data = load_changed(tmp_path, audio=audio)
+    assert data.lengths["audio"].tolist() == [3, 1, 4]
+    assert data[0].inputs["audio"][1:].tolist() == [[-np.inf] * 2, [0.0] * 2]
+
+
+def test_where_neither_side_wins_pads_are_on_the_left(tmp_path):
+    text = make_split()["text"]
+    text[:, 2] = 0
+    text[:, 1] = 1
+    # Two begin with zeros, three end with them.
+    assert load_changed(tmp_path, text=text).lengths["text"].tolist() == [2, 3, 2]
+
+
+def test_any_modality_will_do(tmp_path):
+    assert load_changed(tmp_path, text=None, vision=None).dims == {"audio": 2}
+
+
+def test_pairs_of_states_become_labels_of_0_and_1(tmp_path):
+    states = np.array([[[1, 0], [0, 1]], [[0, 1], [0, 1]], [[1, 0], [1, 0]]], np.float64)
+    data = load_changed(tmp_path, labels=states, id=None)
+    assert data.labels.dtype == torch.int64
+    assert data.labels.tolist() == [[0, 1], [1, 1], [0, 0]]
+
+
+def test_samples_without_ids_have_names_that_no_other_split_has(tmp_path):
+    assert load_changed(tmp_path, id=None).ids == ["valid 0", "valid 1", "valid 2"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (np.array(["a", "b", "c"]), ["a", "b", "c"]),
+        (["a", 2, b"c"], ["a", "2", "c"]),
+        (np.array([["a"], ["b"], ["c"]]), ["a", "b", "c"]),
+        (
+            np.array([["a", 0.5, 1], [b"b", 1.5, 2], ["c", 0.0, 3]], object),
+            ["a 0.5 1", "b 1.5 2", "c 0.0 3"],
+        ),
+    ],
+)
+def test_forms_of_ids(tmp_path, ids, expected):
+    assert load_changed(tmp_path, id=ids).ids == expected
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 1, 1)])
+def test_forms_of_labels(tmp_path, shape):
+    labels = np.array([1, np.nan, -2]).reshape(shape)
+    assert load_changed(tmp_path, labels=labels).labels.isnan().tolist() == [False, True, False]
+    labels = np.array([1, 0, -2]).reshape(shape)
+    assert load_changed(tmp_path, labels=labels).labels.dtype == torch.float32
+
+
+def test_range_of_labels_can_be_widened(tmp_path):
+    split = make_split() | {"labels": np.array([5.0, 0.0, 1.0])}
+    assert load(tmp_path, {"train": split}, label_range=None)["train"].labels[0] == 5.0
+
+
+# What is refused: name, change of a good file (in place, or a new content), part of the message
+
+
+def put(**changes):
+    return lambda content: content["valid"].update(changes)
+
+
+def take(key):
+    def change(content):
+        del content["valid"][key]
+
+    return change
+
+
+STATES = np.array([[[1, 0]], [[1, 1]], [[0, 1]]])
+HERE = r"\['valid'\]"
+BAD = [
+    (
+        "a list",
+        lambda content: [1],
+        r"pkl must be a dict of \['train', 'valid', 'test'\], got list",
+    ),
+    ("no split", lambda content: {}, r"pkl must have at least one split of .* got none"),
+    (
+        "unknown split",
+        lambda content: content | {"dev": {}},
+        "must have splits of .* only, got 'dev'",
+    ),
+    ("a split is a list", lambda content: {"train": []}, r"\['train'\] must be a dict .* got list"),
+    ("no labels", take("labels"), HERE + r" must have the key 'labels', got \['audio', 'id', "),
+    (
+        "no modality",
+        lambda c: {"valid": {"labels": np.ones(1)}},
+        HERE + " must have at least one of",
+    ),
+    ("splits differ", take("text"), r"same modalities.* in 'train' and \{'audio': 2, 'vision': 1"),
+    ("labels are a text", put(labels="abc"), r"\['labels'\] must be .* numbers, got str"),
+    (
+        "labels are bools",
+        put(labels=np.ones((3, 1, 1), bool)),
+        r"\['labels'\] .* got bool of shape",
+    ),
+    ("labels are one number", put(labels=np.float64(1.0)), r"\['labels'\] must .* got float64"),
+    ("a scalar array", put(labels=np.array(1.0)), r"\['labels'\] must hold at least .* shape \(\)"),
+    ("no label", put(labels=np.ones((0, 1, 1))), r"at least one label, got shape \(0, 1, 1\)"),
+    (
+        "labels of three",
+        put(labels=np.ones((3, 4, 3))),
+        r"\(n, 1, 1\) or \(n, k, 2\), got \(3, 4, 3",
+    ),
+    ("no states", put(labels=STATES), r"one 1 and one 0, got \[1, 1\] in sample 1 \('v_1 1.5 2'\)"),
+    ("half states", put(labels=STATES / 2), r"one 1 and one 0, got \[0.5, 0.0\] in sample 0"),
+    ("label out of range", put(labels=np.array([0, 0, 3.5])), r"got 3.5 in sample 2 \('w 0 9'\)"),
+    (
+        "label infinite",
+        put(labels=np.array([0, -np.inf, 0])),
+        r"got -inf in sample 1 \('v_1 1.5 2'\)",
+    ),
+    ("too few ids", put(id=["a"]), r"\['id'\] must be one per label, 3, got 1"),
+    ("no ids", put(id=np.ones((0, 3))), r"\['id'\] must be a list or array of names, got float64"),
+    ("ids are a number", put(id=7), r"\['id'\] must be a list or array of names, got int"),
+    ("ids are None", put(id=np.array([[None]] * 3)), r"\['id'\]\[0\] must be a str.* got NoneType"),
+    ("a list for text", put(text=[[1.0]]), r"\['text'\] must be an array of numbers .* got list"),
+    (
+        "rank 2",
+        put(audio=np.ones((3, 2))),
+        r"\['audio'\] must be .* shape \(3, t, f\), got float64",
+    ),
+    (
+        "truncated",
+        put(vision=np.ones((2, 3, 1))),
+        r"\['vision'\] must hold one .* got shape \(2, 3",
+    ),
+    ("empty", put(vision=np.ones((3, 0, 1))), r"t and f at least 1, got shape \(3, 0, 1\)"),
+    (
+        "another width",
+        put(vision=np.ones((3, 3, 2))),
+        r"'vision': 1.* in 'train' and .*'vision': 2",
+    ),
+    (
+        "labels of another form",
+        put(labels=np.array([[[1, 0]], [[1, 0]], [[0, 1]]])),
+        r"'labels': \(\)\} in 'train' and .*'labels': \(1,\)\} in 'valid'",
+    ),
+    (
+        "a sample of zeros",
+        put(**{name: make_split()[name] * [[[1.0]], [[0.0]], [[1.0]]] for name in STEPS}),
+        HERE + r" must have .* got none in sample 1 \('v_1 1.5 2'\); leave the sample out",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [pytest.param(*case, id=name) for name, *case in BAD]
+)
+def test_wrong_files(tmp_path, change, message):
+    content = {"train": make_split(), "valid": make_split()}
+    changed = change(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(tmp_path, content if changed is None else changed)
+    assert str(caught.value).startswith(str(tmp_path / "mosi_data.pkl"))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_options(tmp_path):
+    with pytest.raises(ValueError, match="label_range must be two numbers, the lower first"):
+        load(tmp_path, {"train": make_split()}, label_range=(3, 3))

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("matplotlib", reason="the examples need the extra 'examples'")
 
@@ -35,9 +37,8 @@ def run(monkeypatch, name, *arguments):
     return module
 
 
-@pytest.fixture(scope="module")
-def mmsa(tmp_path_factory):
-    """A small file in MMSA's layout, whose text carries the label."""
+def write_mmsa(path):
+    """Write a small file in MMSA's layout, whose text carries the label."""
     rng = np.random.default_rng(0)
     splits = {}
     for split, count in (("train", 48), ("valid", 24), ("test", 24)):
@@ -50,14 +51,29 @@ def mmsa(tmp_path_factory):
             "regression_labels": labels,
             "id": [f"{split}$_${number}" for number in range(count)],
         }
-    path = tmp_path_factory.mktemp("data") / "small.pkl"
     path.write_bytes(pickle.dumps(splits))
     return path
 
 
+@pytest.fixture(scope="module")
+def mmsa(tmp_path_factory):
+    return write_mmsa(tmp_path_factory.mktemp("data") / "small.pkl")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, mmsa):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "saved"
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, "train", "--data", mmsa, "--out", folder, "--seeds", 2, *QUICK)
+    return folder
+
+
 def test_a_run_writes_what_it_says_and_can_be_loaded(monkeypatch, tmp_path, mmsa, capsys):
     run(monkeypatch, "train", "--data", mmsa, "--out", tmp_path, "--seeds", 2, *QUICK)
-    assert "training.png" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "training.png" in printed
+    assert "no audio" in printed
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
 
     summary = json.loads((tmp_path / "metrics.json").read_text())
@@ -96,6 +112,187 @@ def test_a_run_writes_what_it_says_and_can_be_loaded(monkeypatch, tmp_path, mmsa
     assert set(predictions[0]) == {
         "id", "label", "prediction", "common", "text", "audio", "vision",
     }  # fmt: skip
+
+
+def test_a_modality_may_be_left_out_of_the_test_split(saved, mmsa, monkeypatch, capsys):
+    summary = json.loads((saved / "metrics.json").read_text())
+    best = min(summary["seeds"], key=lambda seed: seed["valid"]["mae"])
+    assert set(summary["missing"]) == {"text", "audio", "vision"}
+    for modality, metrics in summary["missing"].items():
+        values = [seed["missing"][modality]["mae"] for seed in summary["seeds"]]
+        assert metrics["mae"]["mean"] == pytest.approx(np.mean(values))
+        assert metrics["mae"]["mean"] != summary["test"]["mae"]["mean"]
+        out = saved.with_name(f"{modality}.csv")
+        run(monkeypatch, "predict", saved, "--data", mmsa, "--out", out, "--drop", modality)
+        assert f"mae {best['missing'][modality]['mae']:.4f}" in capsys.readouterr().out
+        rows = list(csv.DictReader(out.read_text().splitlines()))
+        weights = {b: {float(row[b]) for row in rows} for b in ("text", "audio", "vision")}
+        assert {branch for branch, values in weights.items() if values == {0.0}} == {modality}
+        assert all(np.isfinite(float(row["prediction"])) for row in rows)
+
+
+def refusal(monkeypatch, name, *arguments):
+    """Return the one line that a script stops with."""
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, name, *arguments)
+    message = caught.value.code
+    assert isinstance(message, str)  # which Python prints, and exits with 1
+    assert "\n" not in message
+    return message
+
+
+class Gadget:
+    def __reduce__(self):
+        return print, ("this would run",)
+
+
+def edit_config(**changes):
+    def edit(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return edit
+
+
+def edit_weights(change):
+    def edit(folder):
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return edit
+
+
+MODEL = {"dims": {"text": 4, "audio": 3, "vision": 2}, "num_classes": 7, "width": 8, "heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (shutil.rmtree, "No such file"),
+        (lambda folder: (folder / "config.json").unlink(), "No such file"),
+        (
+            lambda folder: (folder / "config.json").write_text("{"),
+            "must be one that train.py wrote",
+        ),
+        (lambda folder: (folder / "config.json").write_text("[]"), "must be one that train.py"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "must be one that train.py"),
+        (edit_config(model=3), "must be one that train.py wrote"),
+        (edit_config(model=MODEL | {"code": "os.system"}), "must be one that train.py wrote"),
+        (edit_config(model=MODEL | {"width": 9}), "heads"),
+        (edit_config(task={"values": [3, 2, 1]}), "increas"),
+        # Never made: the shapes are compared first.
+        (edit_config(model=MODEL | {"dims": {"text": 10**12, "audio": 3}}), "must fit config.json"),
+        (edit_config(model=MODEL | {"width": 16}), "must fit config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "No such file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "must be a whole"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(
+                (folder / "model.safetensors").read_bytes()[:-1]
+            ),
+            "must be a whole",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(pickle.dumps(Gadget())),
+            "must be a whole",
+        ),
+        (
+            lambda folder: torch.save({"weight": torch.ones(2)}, folder / "model.safetensors"),
+            "must be a whole",
+        ),
+        (edit_weights(lambda tensors: tensors.popitem()), "got None"),
+        (edit_weights(lambda tensors: tensors.update(more=torch.ones(2))), "more of None"),
+        (edit_weights(lambda tensors: tensors.popitem()[1].fill_(torch.nan)), "must "),
+        (
+            edit_weights(lambda tensors: next(iter(tensors.values())).fill_(torch.nan)),
+            "must hold finite weights",
+        ),
+    ],
+)
+def test_a_folder_that_train_did_not_write_is_refused(
+    monkeypatch, tmp_path, saved, mmsa, damage, reason, capsys
+):
+    folder = shutil.copytree(saved, tmp_path / "run")
+    damage(folder)
+    out = tmp_path / "predictions.csv"
+    assert reason in refusal(monkeypatch, "predict", folder, "--data", mmsa, "--out", out)
+    assert not out.exists()
+    assert "this would run" not in capsys.readouterr().out
+
+
+def test_predict_names_what_does_not_fit(monkeypatch, tmp_path, saved, mmsa):
+    out = ["--out", tmp_path / "predictions.csv"]
+    data = ["--data", mmsa]
+    assert "one of ['train'" in refusal(
+        monkeypatch, "predict", saved, *data, "--split", "dev", *out
+    )
+    for drop in (["hearing"], ["text", "audio", "vision"]):
+        message = refusal(monkeypatch, "predict", saved, *data, *out, "--drop", *drop)
+        assert "--drop must be some, not all, of ['text', 'audio', 'vision']" in message
+    splits = pickle.loads(mmsa.read_bytes())
+    for split in splits.values():
+        split["audio"] = split["audio"][..., :2]
+    other = tmp_path / "other.pkl"
+    other.write_bytes(pickle.dumps(splits))
+    message = refusal(monkeypatch, "predict", saved, "--data", other, *out)
+    assert "'audio': 3" in message
+    assert "got {'audio': 2}" in message
+    message = refusal(monkeypatch, "predict", saved, "--data", tmp_path / "none.pkl", *out)
+    assert "none.pkl" in message
+    message = refusal(monkeypatch, "predict", saved, *data, "--out", tmp_path / "no" / "file.csv")
+    assert "file.csv" in message
+
+
+def test_without_labels_there_are_predictions_and_no_metrics(
+    monkeypatch, tmp_path, saved, mmsa, capsys
+):
+    splits = pickle.loads(mmsa.read_bytes())
+    splits["test"]["regression_labels"][:] = np.nan
+    path, out = tmp_path / "unlabelled.pkl", tmp_path / "predictions.csv"
+    path.write_bytes(pickle.dumps(splits))
+    run(monkeypatch, "predict", saved, "--data", path, "--out", out)
+    assert "mae" not in capsys.readouterr().out
+    assert len(out.read_text().splitlines()) == 25
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--data", "none.pkl"], "none.pkl"),
+        (["--width", "9"], "heads"),
+        (["--values", "3", "1"], "increas"),
+        (["--alpha", "-1"], "alpha"),
+        (["--out", __file__], "exists"),
+        (["--lr", "1e30"], "is nan in epoch 0; a smaller --lr"),
+    ],
+)
+def test_train_names_what_is_wrong(monkeypatch, tmp_path, mmsa, options, reason):
+    arguments = ["--data", mmsa, "--out", tmp_path / "run", *QUICK, *options]
+    assert reason in refusal(monkeypatch, "train", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--seeds 0", "--seeds: must be at least 1, got 0"),
+        ("--epochs 0", "--epochs: must be at least 1, got 0"),
+        ("--epochs many", "--epochs: invalid count value: 'many'"),
+        ("--patience 0", "--patience: must be at least 1, got 0"),
+        ("--batch-size -1", "--batch-size: must be at least 1, got -1"),
+        ("--threads 0", "--threads: must be at least 1, got 0"),
+        ("--lr nan", "--lr: must be finite and at least 0, got nan"),
+        ("--weight-decay -1", "--weight-decay: must be finite and at least 0, got -1"),
+        ("--clip inf", "--clip: must be finite and at least 0, got inf"),
+        ("--device quantum", "--device: invalid choice: 'quantum'"),
+        ("--resume --overwrite", "--overwrite: not allowed with argument --resume"),
+    ],
+)
+def test_options_out_of_range_are_refused(monkeypatch, tmp_path, options, reason, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "train", "--out", tmp_path / "run", *options.split())
+    assert caught.value.code == 2
+    assert f"argument {reason}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_can_be_repeated_and_an_ablation_differs(monkeypatch, tmp_path, mmsa):

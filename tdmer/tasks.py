@@ -13,10 +13,14 @@ from torch.nn import functional as F
 
 from tdmer._checks import check_features, check_real, check_same_shape
 from tdmer.fusion.tcp import true_class_probability
+from tdmer.layers.pooling import is_readable
 
 
 class Classification(nn.Module):
     """One class per sample: labels ``(b,)`` int64, -100 where missing.
+
+    Labels that are no class are an error on a CPU; elsewhere a look at them would wait for the
+    device. The same holds for the labels of the other tasks.
 
     Example:
         >>> task = Classification()
@@ -61,6 +65,10 @@ class Classification(nn.Module):
             raise TypeError(f"labels must be int64 class indices, got {labels.dtype}")
         if labels.shape != logits.shape[:1]:
             raise ValueError(f"labels must have shape {(len(logits),)}, got {tuple(labels.shape)}")
+        classes = logits.shape[1]
+        if is_readable(labels):
+            wrong = (labels != Classification.missing) & ((labels < 0) | (labels >= classes))
+            _refuse(labels, wrong, f"be classes in [0, {classes}), or -100 where missing")
 
 
 class Sentiment(nn.Module):
@@ -69,7 +77,7 @@ class Sentiment(nn.Module):
     A label is split linearly between its two nearest class values, so that the target's
     expectation is the label, and a label at a class value is one class, the paper's ``I*``. The
     prediction is the expectation of the class values. Labels outside the class values count as
-    the nearest one.
+    the nearest one; infinite ones are an error.
 
     Args:
         values: Class values, increasing, in the units of the labels.
@@ -146,6 +154,8 @@ class Sentiment(nn.Module):
         check_features("labels", labels, ndim=1)
         if labels.shape != logits.shape[:1]:
             raise ValueError(f"labels must have shape {(len(logits),)}, got {tuple(labels.shape)}")
+        if is_readable(labels):
+            _refuse(labels, labels.isinf(), "be finite, or NaN where missing")
 
 
 class MultiLabel(nn.Module):
@@ -201,3 +211,12 @@ class MultiLabel(nn.Module):
         check_features("logits", logits, ndim=2)
         check_features("labels", labels)
         check_same_shape("labels", labels, "logits", logits)
+        if is_readable(labels):
+            wrong = (labels != 0) & (labels != 1) & ~labels.isnan()
+            _refuse(labels, wrong, "be 0 or 1, or NaN where missing")
+
+
+def _refuse(labels: Tensor, wrong: Tensor, rule: str) -> None:
+    if bool(wrong.any()):
+        sample = int(wrong.nonzero()[0, 0])
+        raise ValueError(f"labels must {rule}, got {labels[wrong][0]:g} in sample {sample}")

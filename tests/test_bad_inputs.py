@@ -1,0 +1,425 @@
+"""Bad input by kind, with the message that each gets, as docs/errors.md shows them.
+
+``python -m tests.test_bad_inputs`` writes the page's table anew.
+"""
+
+import io
+import pickle
+import tempfile
+import traceback
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+import tdmer
+from tdmer import TDMER, Classification, MultiLabel, Sentiment, TDMERLoss, losses, metrics
+from tdmer.data import (
+    LengthBucketSampler,
+    MultimodalDataset,
+    collate,
+    from_arrays,
+    from_sequences,
+    load_misa,
+    load_mmsa,
+    load_mult,
+    load_pickle,
+)
+from tdmer.data.store import open_store, write_store
+from tdmer.fusion import TCPFusion, tcp_loss
+from tdmer.layers import CrossAttention, InputNormalization, masked_mean
+
+PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
+BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
+
+
+class Bad(NamedTuple):
+    group: str
+    what: str
+    run: Callable[[Path], Any]
+
+
+def split(**changes: Any) -> dict[str, Any]:
+    """A split in MMSA's layout with two samples; a change to None takes the key out."""
+    text = np.zeros((2, 4, 3), np.float32)
+    text[0, :2] = text[1, :4] = 1.0
+    content = {
+        "text": text,
+        "audio": np.ones((2, 5, 2), np.float32),
+        "vision": np.ones((2, 6, 2), np.float32),
+        "regression_labels": np.array([0.5, -1.0], np.float32),
+        "id": ["a$_$1", "b$_$2"],
+    }
+    return {key: value for key, value in (content | changes).items() if value is not None}
+
+
+def mmsa(**changes: Any) -> Callable[[Path], Any]:
+    """Read an MMSA file whose training split is changed."""
+    return pickled(load_mmsa, {"train": split(**changes), "valid": split(), "test": split()})
+
+
+def pickled(reader: Callable[..., Any], content: Any, **options: Any) -> Callable[[Path], Any]:
+    return written(reader, pickle.dumps(content), **options)
+
+
+def written(reader: Callable[..., Any], content: bytes, **options: Any) -> Callable[[Path], Any]:
+    def run(folder: Path) -> Any:
+        path = folder / "data.pkl"
+        path.write_bytes(content)
+        return reader(path, **options)
+
+    return run
+
+
+def zipped(name: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, b"")
+    return file.getvalue()
+
+
+def stored(damage: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    """Open a store after some damage."""
+
+    def run(folder: Path) -> Any:
+        write_store(folder / "store", {"train": MultimodalDataset({"text": ONES}, [0.0, 1.0])})
+        damage(folder / "store")
+        return open_store(folder / "store")
+
+    return run
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+class Gadget:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return eval, ("1",)
+
+
+ONES = np.ones((2, 4, 3), np.float32)
+BOTH_ENDS = np.zeros((2, 4, 3), np.float32)
+BOTH_ENDS[0, 0] = BOTH_ENDS[1, 3] = 1.0
+HOLE = np.zeros((2, 3, 4), np.int64)
+HOLE[:, 1] = 1
+HOLE[1, 1, 1] = 0
+MISA_LABEL = np.array([[0.5]])
+MISA_SAMPLE = ((np.arange(3), np.ones((3, 47)), np.ones((3, 74)), ["a"] * 3), MISA_LABEL, "v[0]")
+MULT_SPLIT = {
+    "text": ONES,
+    "audio": ONES,
+    "vision": ONES,
+    "labels": np.zeros((2, 1, 1)),
+    "id": np.array([["a"], ["b"]]),
+}
+DIMS = {"text": 3, "audio": 2}
+X = {"text": torch.ones(2, 4, 3), "audio": torch.ones(2, 5, 2)}
+
+
+def model(**options: Any) -> TDMER:
+    return TDMER(options.pop("dims", DIMS), options.pop("num_classes", 3), **options)
+
+
+def forward(masks: Any = None, **changes: Any) -> Callable[[Path], Any]:
+    return lambda _: model()(X | changes, masks)
+
+
+def made(call: Callable[[], Any]) -> Callable[[Path], Any]:
+    return lambda _: call()
+
+
+def objective(**options: Any) -> Callable[[Path], Any]:
+    return lambda _: TDMERLoss(Sentiment(), **options)
+
+
+FILES = [
+    ("a missing file", lambda folder: load_mmsa(folder / "data.pkl")),
+    ("a folder", lambda folder: load_mmsa(folder)),
+    ("an empty file", written(load_mmsa, b"")),
+    ("a pickle that was cut short", written(load_mmsa, pickle.dumps({"train": split()})[:-40])),
+    ("a text file", written(load_mmsa, b"video,start,end,label\na,0,1,0.5\n")),
+    ("a NumPy archive (.npz)", written(load_mmsa, zipped("text.npy"))),
+    ("a PyTorch file (.pt)", written(load_pickle, zipped("archive/data.pkl"))),
+    ("a gzip file", written(load_pickle, b"\x1f\x8b\x08\x00rest of it")),
+    ("a web page", written(load_pickle, b"<!DOCTYPE html><html>Sign in</html>")),
+    ("a pickle that runs code", pickled(load_mmsa, {"train": Gadget()})),
+    ("a pickle of something else", pickled(load_mmsa, [1, 2, 3])),
+    ("MISA's layout as MMSA's", pickled(load_mmsa, [MISA_SAMPLE])),
+    ("MMSA's layout as MISA's", pickled(load_misa, {"train": split()})),
+    ("MMSA's layout as MulT's", pickled(load_mult, {"train": split()})),
+    ("an unknown split", pickled(load_mmsa, {"train": split(), "dev": split()})),
+    ("no store", lambda folder: open_store(folder / "store")),
+    ("a store that is there", lambda folder: write_store(folder, {})),
+    ("a store without an index", stored(lambda path: (path / "store.json").unlink())),
+    ("a store cut short", stored(lambda path: cut(path / "train.safetensors", 300))),
+    (
+        "a store of rubbish",
+        stored(lambda path: (path / "train.safetensors").write_bytes(b"x" * 99)),
+    ),
+]
+CONTENT = [
+    ("a split that is no dict", pickled(load_mmsa, {"train": [1]})),
+    ("no labels", mmsa(regression_labels=None)),
+    ("no modality", mmsa(text=None, audio=None, vision=None)),
+    ("fewer labels than ids", mmsa(regression_labels=np.zeros(1))),
+    ("fewer samples than ids", mmsa(audio=np.ones((1, 5, 2)))),
+    ("features without time", mmsa(audio=np.ones((2, 2)))),
+    ("features of text", mmsa(audio=np.full((2, 5, 2), "x"))),
+    ("another width in another split", mmsa(audio=np.ones((2, 5, 7)))),
+    ("labels out of range", mmsa(regression_labels=np.array([0.5, 30.0]))),
+    ("labels of text", mmsa(regression_labels=["positive", "negative"])),
+    ("an infinite label", mmsa(regression_labels=np.array([0.5, np.inf]))),
+    ("a length beyond the array", mmsa(audio_lengths=[5, 9])),
+    ("a negative length", mmsa(audio_lengths=[5, -1])),
+    ("a fractional length", mmsa(audio_lengths=[5.0, 2.5])),
+    ("a length that cuts values off", mmsa(audio_lengths=[5, 2])),
+    ("fewer lengths than samples", mmsa(audio_lengths=[5])),
+    ("a mask with a hole", mmsa(text_bert=HOLE)),
+    ("tokens of another shape", mmsa(text_bert=np.ones((2, 4)))),
+    (
+        "a sample without any step",
+        mmsa(**dict.fromkeys(("text", "audio", "vision"), ONES * [[[1]], [[0]]])),
+    ),
+    (
+        "an empty split",
+        mmsa(id=[], regression_labels=np.zeros(0), text=ONES[:0], audio=ONES[:0], vision=ONES[:0]),
+    ),
+    ("a name that is no text", mmsa(id=["a", 1.5])),
+    ("an unknown key of labels", pickled(load_mmsa, {"train": split()}, labels="emotion")),
+    (
+        "MISA: steps that differ",
+        pickled(
+            load_misa, [((np.arange(3), np.ones((2, 4)), np.ones((3, 7)), ["a"] * 3), MISA_LABEL, "v")]
+        ),
+    ),
+    ("MISA: a label that is none", pickled(load_misa, [(MISA_SAMPLE[0], "x", "v")])),
+    (
+        "MulT: labels of another shape",
+        pickled(load_mult, {"train": MULT_SPLIT | {"labels": np.zeros((2, 3, 5))}}),
+    ),
+    ("own arrays: pads on both ends", made(lambda: from_arrays({"text": BOTH_ENDS}, [0.0, 1.0]))),
+    (
+        "own arrays: a length and a mask",
+        made(
+            lambda: from_arrays(
+                {"text": ONES},
+                [0.0, 1.0],
+                lengths={"text": [4, 4]},
+                masks={"text": np.ones((2, 4))},
+            )
+        ),
+    ),
+    (
+        "own sequences: other widths",
+        made(lambda: from_sequences({"text": [np.ones((2, 3)), np.ones((2, 4))]}, [0.0, 1.0])),
+    ),
+    (
+        "own sequences: one axis",
+        made(lambda: from_sequences({"text": [np.ones(3), np.ones(3)]}, [0.0, 1.0])),
+    ),
+    (
+        "a data set of whole numbers",
+        made(lambda: MultimodalDataset({"text": np.ones((2, 4, 3), int)}, [0.0, 1.0])),
+    ),
+    ("a data set of no sample", made(lambda: MultimodalDataset({"text": []}, []))),
+]
+TENSORS = [
+    ("another width", forward(text=torch.ones(2, 4, 5))),
+    ("no time axis", forward(text=torch.ones(2, 3))),
+    ("whole numbers", forward(text=torch.ones(2, 4, 3, dtype=torch.int64))),
+    ("an unknown modality", forward(video=torch.ones(2, 4, 3))),
+    ("no modality", made(lambda: model()({}))),
+    ("other batch sizes", forward(audio=torch.ones(3, 5, 2))),
+    ("a mask of numbers", forward({"text": torch.ones(2, 4)})),
+    ("a mask of another length", forward({"text": torch.ones(2, 5, dtype=torch.bool)})),
+    ("CMD of other widths", made(lambda: losses.cmd_loss(torch.ones(4, 3), torch.ones(4, 2)))),
+    (
+        "CMD of whole numbers",
+        made(lambda: losses.cmd_loss(torch.ones(4, 3, dtype=torch.int64), torch.ones(4, 3))),
+    ),
+    (
+        "similarity of other shapes",
+        made(lambda: losses.orthogonal_loss(torch.ones(4, 3), torch.ones(5, 3))),
+    ),
+    (
+        "reconstruction of another shape",
+        made(lambda: losses.reconstruction_loss(torch.ones(4, 3), torch.ones(4, 2))),
+    ),
+    (
+        "edges of another shape",
+        made(lambda: losses.cross_modal_loss(torch.ones(2, 3, 4), torch.ones(2, 2, 2))),
+    ),
+    (
+        "pooling under a mask of numbers",
+        made(lambda: masked_mean(torch.ones(2, 4, 3), torch.ones(2, 4))),
+    ),
+    (
+        "attention without a source",
+        made(lambda: CrossAttention(["audio"], 4, 2)(torch.ones(1, 2, 4), {})),
+    ),
+    (
+        "fusion of other branches",
+        made(lambda: TCPFusion(["a", "b"], 4, 3)({"a": torch.ones(2, 4)})),
+    ),
+    (
+        "weights of other branches",
+        made(
+            lambda: tcp_loss(
+                Classification(),
+                {"a": torch.ones(2, 3)},
+                {"b": torch.ones(2)},
+                torch.zeros(2, dtype=torch.int64),
+            )
+        ),
+    ),
+    (
+        "normalisation of NaN only",
+        made(lambda: InputNormalization(3).fit([(torch.full((1, 2, 3), torch.nan), None)])),
+    ),
+    ("normalisation from an iterator", made(lambda: model().fit_normalization(iter([(X, {})])))),
+    ("a batch of no sample", made(lambda: collate([]))),
+]
+LABELS = [
+    (
+        "a class that is none",
+        made(lambda: Classification()(torch.ones(2, 3), torch.tensor([0, 3]))),
+    ),
+    (
+        "an infinite score",
+        made(lambda: Sentiment()(torch.ones(2, 7), torch.tensor([0.5, torch.inf]))),
+    ),
+    (
+        "multi-label of other than 0 and 1",
+        made(lambda: MultiLabel()(torch.ones(2, 2), torch.tensor([[0.0, 1.0], [1.0, 2.0]]))),
+    ),
+    (
+        "classes that are no whole numbers",
+        made(lambda: Classification()(torch.ones(2, 3), torch.ones(2))),
+    ),
+    (
+        "classes of another shape",
+        made(lambda: Classification()(torch.ones(2, 3), torch.zeros(3, dtype=torch.int64))),
+    ),
+    ("scores of another shape", made(lambda: Sentiment()(torch.ones(2, 7), torch.zeros(2, 1)))),
+    (
+        "logits of another number of classes",
+        made(lambda: Sentiment()(torch.ones(2, 3), torch.zeros(2))),
+    ),
+    ("multi-label of another shape", made(lambda: MultiLabel()(torch.ones(2, 3), torch.zeros(2)))),
+    (
+        "metrics of NaN predictions",
+        made(lambda: metrics.sentiment_metrics(np.array([np.nan, 1.0]), np.array([0.0, 1.0]))),
+    ),
+    ("metrics of other lengths", made(lambda: metrics.sentiment_metrics(np.zeros(3), np.zeros(2)))),
+    (
+        "metrics of classes that are none",
+        made(lambda: metrics.classification_metrics(np.array([0.5, 1.0]), np.array([0, 1]))),
+    ),
+    (
+        "metrics of labels other than 0 and 1",
+        made(lambda: metrics.multilabel_metrics(np.array([[2, 0]]), np.array([[1, 0]]))),
+    ),
+    (
+        "an unknown metric",
+        made(lambda: metrics.bootstrap_interval(np.zeros(3), np.zeros(3), metric="accuracy")),
+    ),
+]
+OPTIONS = [
+    ("one modality", made(lambda: model(dims={"text": 3}))),
+    ("a name with a dot", made(lambda: model(dims={"text.en": 3, "audio": 2}))),
+    ("a modality named common", made(lambda: model(dims={"common": 3, "audio": 2}))),
+    ("a width of 0", made(lambda: model(dims={"text": 0, "audio": 2}))),
+    ("one class", made(lambda: model(num_classes=1))),
+    ("a width that heads do not divide", made(lambda: model(width=10, heads=4))),
+    ("dropout of 1", made(lambda: model(dropout=1.0))),
+    ("input dropout for one modality only", made(lambda: model(input_dropout={"text": 0.5}))),
+    ("an unknown activation", made(lambda: model(activation="relu"))),
+    ("an unknown fusion", made(lambda: model(fusion="sum"))),
+    ("a fractional number of layers", made(lambda: model(layers=1.5))),
+    ("a negative weight", objective(alpha=-1.0)),
+    ("a weight of NaN", objective(delta=float("nan"))),
+    ("an unknown term", objective(without=["cmd"])),
+    ("a term that is no list", objective(without="con")),
+    ("no moments", objective(n_moments=0)),
+    ("a span of 0", objective(span=0.0)),
+    ("class values that do not increase", made(lambda: Sentiment([1.0, 0.0]))),
+    (
+        "modality dropout of 1",
+        made(
+            lambda: collate([MultimodalDataset({"a": ONES}, [0.0, 1.0])[0]], modality_dropout=1.0)
+        ),
+    ),
+    ("a batch size of 0", made(lambda: LengthBucketSampler([1, 2], 0))),
+    (
+        "a rank that does not exist",
+        made(lambda: LengthBucketSampler([1, 2], 1, num_replicas=2, rank=2)),
+    ),
+    ("an unknown text", pickled(load_mmsa, {"train": split()}, text="words")),
+    (
+        "a label range the wrong way round",
+        pickled(load_mmsa, {"train": split()}, label_range=(3.0, -3.0)),
+    ),
+]
+GROUPS = {
+    "Files": FILES,
+    "Contents": CONTENT,
+    "Tensors": TENSORS,
+    "Labels": LABELS,
+    "Options": OPTIONS,
+}
+CASES = [Bad(group, *case) for group, cases in GROUPS.items() for case in cases]
+
+
+def answer(case: Bad, folder: Path) -> tuple[BaseException, str]:
+    """Return what is raised, and its message without the folder."""
+    try:
+        case.run(folder)
+    except Exception as error:
+        return error, str(error).replace(f"{folder}/", "").replace(str(folder), "folder")
+    raise AssertionError(f"{case.what} passes silently")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
+def test_is_answered_by_the_package(case: Bad, tmp_path: Path) -> None:
+    error, _ = answer(case, tmp_path)
+    assert isinstance(error, (ValueError, TypeError, OSError))
+    # Raised on purpose: the innermost line is one of the package that says "raise".
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if not isinstance(error, OSError):
+        assert Path(last.filename).is_relative_to(Path(tdmer.__file__).parent)
+        assert last.line is not None
+        assert "raise" in last.line
+
+
+def table(folder: Path) -> str:
+    """Return the rows of the page."""
+    lines = []
+    for group, cases in GROUPS.items():
+        lines += [f"## {group}", "", "| given | answer |", "|---|---|"]
+        for number, case in enumerate(cases):
+            place = folder / f"{group}{number}"
+            place.mkdir()
+            error, message = answer(Bad(group, *case), place)
+            cell = message.replace("|", "\\|").replace("\n", " ")
+            lines.append(f"| {case[0]} | `{type(error).__name__}`: {cell} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_page_shows_these_messages(tmp_path: Path) -> None:
+    page = PAGE.read_text()
+    assert page[page.index(BEGIN) + len(BEGIN) : page.index(END)] == table(tmp_path)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        found = table(Path(folder))
+    page = PAGE.read_text()
+    PAGE.write_text(page[: page.index(BEGIN) + len(BEGIN)] + found + page[page.index(END) :])

@@ -168,6 +168,7 @@ BAD = [
     ),
     ("whole and too large", put(1, 0, 1, value=np.full((4, 3), 2**25)), {}, r"at most 2\*\*24"),
     ("label is text", put(1, 1, value="good"), {}, SAMPLE + r"\[1\] must be .*numbers, got str"),
+    ("label is a bool", put(1, 1, value=True), {}, SAMPLE + r"\[1\] must be .* numbers, got bool"),
     ("label is None", put(1, 1, value=None), {}, SAMPLE + r"\[1\] must be .* got NoneType"),
     ("label is nested", put(1, 1, value=[[1.0]]), {}, SAMPLE + r"\[1\] must be .* got list"),
     ("label is empty", put(1, 1, value=np.ones((1, 0))), {}, SAMPLE + r"\[1\] must be a number or"),

@@ -47,6 +47,8 @@ def test_pads_are_taken_away(side, kind):
         arrays = {name: torch.tensor(x, requires_grad=True) for name, x in arrays.items()}
     check_same(from_arrays(arrays, [0.0, 1.0, 2.0]))
     check_same(from_arrays(arrays, [0.0, 1.0, 2.0], lengths=LENGTHS))
+    lists = {name: list(lengths) for name, lengths in LENGTHS.items()}
+    check_same(from_arrays(arrays, [0.0, 1.0, 2.0], lengths=lists))
     masks = {
         name: torch.as_tensor(np.arange(STEPS) < np.array(lengths)[:, None])
         for name, lengths in LENGTHS.items()
@@ -54,6 +56,7 @@ def test_pads_are_taken_away(side, kind):
     if side == "left":
         masks = {name: mask.flip(1) for name, mask in masks.items()}
     check_same(from_arrays(arrays, [0.0, 1.0, 2.0], masks=masks))
+    check_same(from_arrays(arrays, [0.0, 1.0, 2.0], masks={"text": masks["text"].tolist()}))
     numbers = {"text": masks["text"].int().numpy()}
     check_same(from_arrays(arrays, [0.0, 1.0, 2.0], masks=numbers, lengths={"audio": [2, 3, 0]}))
 
@@ -246,7 +249,14 @@ def test_ids(make, ids):
 
 BAD_BOTH = [
     ("inputs is a list", {"inputs": [1]}, TypeError, "inputs must map modality names .* got list"),
-    ("no modality", {"inputs": {}}, ValueError, "inputs must hold at least one modality, got none"),
+    (
+        "no modality",
+        {"inputs": {}},
+        ValueError,
+        r"inputs must hold at least 1 different names, got \[\]",
+    ),
+    ("name with a dot", {"inputs": {"a.b": [1]}}, ValueError, "inputs must not .* got 'a.b'"),
+    ("name is a number", {"inputs": {1: [1]}}, TypeError, r"inputs must be .* strings, got \[1\]"),
     ("labels is a number", {"labels": 3}, TypeError, "labels must be a column, .* got int"),
     ("labels is a text", {"labels": "abc"}, TypeError, "labels must be a column, .* got str"),
     (
@@ -331,6 +341,7 @@ BAD_ARRAYS = [
     ),
     ("mask of another shape", {"masks": {"text": np.ones((3, 3))}}, r"shape \(3, 4\), got float64"),
     ("mask of words", {"masks": {"text": np.full((3, 4), "a")}}, r"masks\['text'\] must be .* <U1"),
+    ("ragged mask", {"masks": {"text": [[1], [1, 0], [1]]}}, r"masks\['text'\] must have one numb"),
     ("additive mask", {"masks": {"text": np.full((3, 4), -1e4)}}, "1 where .* got -10000.0"),
     (
         "mask with a hole",

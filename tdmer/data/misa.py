@@ -13,7 +13,7 @@ from torch import Tensor
 from tdmer.data.dataset import MultimodalDataset
 from tdmer.data.sequences import (
     assemble,
-    check_label_range,
+    check_options,
     check_split,
     kind,
     read_ids,
@@ -56,7 +56,7 @@ def load_misa(
         ``vision``, float32 labels and the segments as ids.
 
     Raises:
-        OSError: a file cannot be opened.
+        OSError: a file cannot be opened, or the store cannot be written.
         ValueError: a pickle is damaged or refused; or a sample, shape, length, word id or label is
             wrong: the message names file and sample.
 
@@ -73,7 +73,7 @@ def load_misa(
     Source: the layouts are those of https://github.com/declare-lab/MISA and
     https://github.com/WasifurRahman/BERT_multimodal_transformer.
     """
-    check_label_range(label_range)
+    check_options(label_range, store)
     table = None if embeddings is None else to_numpy(embeddings)
     if table is not None and (
         not isinstance(table, np.ndarray) or table.dtype.kind != "f" or table.ndim != 2
@@ -153,7 +153,7 @@ def _parts(value: Any) -> str:
 
 def _sentiment(name: str, label: Any) -> float:
     """Return a number, or the first column of one row."""
-    if isinstance(label, Real):
+    if isinstance(label, Real) and not isinstance(label, bool):
         return float(label)
     row = read_numbers(f"{name}[1]", label)
     if row.ndim == 2 and len(row) == 1:

@@ -22,7 +22,7 @@ from tdmer.data.padding import (
 from tdmer.data.sequences import (
     assemble,
     check_keys,
-    check_label_range,
+    check_options,
     check_split,
     find_keys,
     kind,
@@ -81,7 +81,7 @@ def load_mmsa(
         the file has, float32 labels (NaN where missing) and the ids of the file.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or the store cannot be written.
         ValueError: the pickle is damaged or refused; or a key, split, shape, length or label is
             wrong: the message names file, split, key and sample.
 
@@ -101,7 +101,7 @@ def load_mmsa(
     Source: the layout is that of https://github.com/thuiar/MMSA.
     """
     check_choice("text", text, ("text", "text_bert"))
-    check_label_range(label_range)
+    check_options(label_range, store)
     keys = [labels] if isinstance(labels, str) else labels
     _check_label_keys(keys)
     where = os.fspath(path)
@@ -207,6 +207,7 @@ def _sequences(
 
 def _token_features(name: str, tokens: NDArray[Any], ids: Sequence[str]) -> NDArray[np.float32]:
     """Return ``(n, 3, t)`` whole numbers as ``(n, t, 3)`` floats that hold them exactly."""
+    tokens = tokens.astype(np.float64)
     wrong = ~((tokens >= 0) & (tokens < 2**24) & (tokens == np.floor(tokens)))
     if wrong.any():
         number, row, step = np.argwhere(wrong)[0].tolist()

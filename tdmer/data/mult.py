@@ -12,7 +12,7 @@ from tdmer.data.padding import cut, find_extent, sample_name, spans_from_zeros
 from tdmer.data.sequences import (
     assemble,
     check_keys,
-    check_label_range,
+    check_options,
     check_split,
     find_keys,
     read_ids,
@@ -55,7 +55,7 @@ def load_mult(
         name of the split and a running number.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or the store cannot be written.
         ValueError: the pickle is damaged or refused; or a key, split, shape or label is wrong: the
             message names file, split, key and sample.
 
@@ -74,7 +74,7 @@ def load_mult(
 
     Source: the layout is that of https://github.com/yaohungt/Multimodal-Transformer.
     """
-    check_label_range(label_range)
+    check_options(label_range, store)
     where = os.fspath(path)
     splits = {}
     for split, content in read_splits(where, load_pickle(path)).items():

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tdmer._checks import check_names
 from tdmer.data.dataset import MultimodalDataset
 from tdmer.data.padding import (
     cut,
@@ -19,12 +20,12 @@ from tdmer.data.padding import (
     spans_from_mask,
     spans_from_zeros,
 )
-from tdmer.data.store import Columns, build
+from tdmer.data.store import Columns, build, check_new_store
 
 _SPLITS = ("train", "valid", "test")
 # float32 holds every whole number up to here.
 _EXACT = 2**24
-# Arrays that a file repeats may take this many times its size: room for one zero of many samples.
+# Arrays that samples share may take this many times the size of the file.
 _REPEATED = 8
 
 
@@ -71,6 +72,7 @@ def from_arrays(
     lengths, masks = lengths or {}, masks or {}
     for name, value in (("inputs", inputs), ("lengths", lengths), ("masks", masks)):
         _check_mapping(name, value, inputs)
+    check_names("inputs", list(inputs))
     target, names = _labels_and_ids(labels, ids)
     sequences = {}
     for modality, value in inputs.items():
@@ -80,10 +82,12 @@ def from_arrays(
             raise ValueError(f"{name} must have lengths or a mask, got both")
         if modality in masks:
             mask_name = f"masks[{modality!r}]"
-            mask = read_mask(mask_name, np.asarray(to_numpy(masks[modality])), x.shape[:2])
+            mask = read_mask(mask_name, _array(mask_name, masks[modality]), x.shape[:2])
             spans = spans_from_mask(mask_name, mask, names)
         elif modality in lengths:
-            steps = read_lengths(f"lengths[{modality!r}]", _array(lengths[modality]), len(names))
+            lengths_name = f"lengths[{modality!r}]"
+            given = _array(lengths_name, lengths[modality])
+            steps = read_lengths(lengths_name, given, len(names))
             spans = spans_from_lengths(name, steps, find_extent(x), x.shape[1], names)
         else:
             spans = spans_from_zeros(name, find_extent(x), x.shape[1])
@@ -123,6 +127,7 @@ def from_sequences(
         (tensor([1, 0]), tensor([0.6000,    nan]))
     """
     _check_mapping("inputs", inputs, inputs)
+    check_names("inputs", list(inputs))
     target, names = _labels_and_ids(labels, ids)
     sequences = {
         modality: _ragged_column(f"inputs[{modality!r}]", column, names)
@@ -199,8 +204,10 @@ def read_labels(
     return labels[:, 0] if labels.shape[1:] == (1,) else labels
 
 
-def check_label_range(label_range: Any) -> None:
-    """Raise unless ``label_range`` is None or two numbers, the lower first."""
+def check_options(label_range: Any, store: str | os.PathLike[str] | None) -> None:
+    """Raise, before a file is read, unless the options that all readers share are right."""
+    if store is not None:
+        check_new_store(store)
     if label_range is None:
         return
     if not isinstance(label_range, (tuple, list)) or not all(
@@ -372,6 +379,8 @@ def kind(value: Any) -> str:
     """Return how messages describe a value that is not what it should be."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} of shape {value.shape}"
+    if isinstance(value, list) and value:
+        return f"list of {' and '.join(sorted({type(entry).__name__ for entry in value}))}"
     return type(value).__name__
 
 
@@ -383,18 +392,16 @@ def _check_mapping(name: str, value: Any, inputs: Mapping[str, Any]) -> None:
         raise TypeError(
             f"{name} must map modality names to arrays or columns, got {type(value).__name__}"
         )
-    if not inputs:
-        raise ValueError("inputs must hold at least one modality, got none")
     for modality in value:
         if modality not in inputs:
             raise ValueError(f"{name} must name modalities of {list(inputs)}, got {modality!r}")
 
 
 def _labels_and_ids(labels: Any, ids: Iterable[Any] | None) -> tuple[NDArray[Any], list[str]]:
-    target = _array(labels, "labels")
+    target = _array("labels", labels)
     if target.dtype.kind == "O":
         # Columns of objects: None, or pandas' NA, among the numbers, or one list per sample.
-        target = _stacked([np.nan if _is_missing(x) else x for x in target.tolist()], "labels")
+        target = _stacked("labels", [np.nan if _is_missing(x) else x for x in target.tolist()])
     if ids is None:
         names = [str(number) for number in range(len(target) if target.ndim else 0)]
     else:
@@ -448,14 +455,14 @@ def _entries(name: str, column: Any) -> list[Any]:
     return [x.item() if isinstance(x, Tensor) and x.ndim == 0 else x for x in entries]
 
 
-def _array(values: Any, name: str = "lengths") -> NDArray[Any]:
+def _array(name: str, values: Any) -> NDArray[Any]:
     """Return a column of numbers as an array."""
     if isinstance(values, Tensor) or hasattr(values, "__array__"):
         return np.asarray(to_numpy(values))
-    return _stacked(_entries(name, values), name)
+    return _stacked(name, _entries(name, values))
 
 
-def _stacked(entries: list[Any], name: str) -> NDArray[Any]:
+def _stacked(name: str, entries: list[Any]) -> NDArray[Any]:
     try:
         return np.asarray(entries)
     except ValueError:

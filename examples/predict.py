@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from tdmer import TDMER, Sentiment, sentiment_metrics
 from tdmer.data import collate, load_mmsa
+from tdmer.data.store import open_store
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("run", type=Path, help="folder that train.py wrote")
-    parser.add_argument("--data", type=Path, required=True, help="pickle in MMSA's layout")
+    parser.add_argument("--data", type=Path, required=True, help="pickle in MMSA's layout or store")
     parser.add_argument("--split", default="test")
     parser.add_argument("--drop", nargs="+", default=[], metavar="MODALITY", help="leave out")
     parser.add_argument("--out", type=Path, default=Path("predictions.csv"))
@@ -70,7 +71,7 @@ def load_run(folder: Path) -> tuple[TDMER, Sentiment]:
 def predict(args: argparse.Namespace) -> None:
     """Predict one split of a file."""
     model, task = load_run(args.run)
-    splits = load_mmsa(args.data)
+    splits = open_store(args.data) if args.data.is_dir() else load_mmsa(args.data)
     if args.split not in splits:
         raise ValueError(f"--split must be one of {list(splits)}, got {args.split!r}")
     data = splits[args.split]

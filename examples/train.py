@@ -1,7 +1,8 @@
-"""Train TDMER on an MMSA pickle, or on synthetic data, with several seeds.
+"""Train TDMER on an MMSA pickle, a store or synthetic data, with several seeds.
 
     python examples/train.py                       # synthetic data
     python examples/train.py --data mosi.pkl       # MMSA's layout: MOSI, MOSEI, CH-SIMS
+    python examples/train.py --data mosei          # a folder that tdmer.data.write_store made
     python examples/train.py --without con cp      # an ablation
     python examples/train.py --resume              # go on where a run was cut short
 
@@ -20,6 +21,7 @@ and --resume trains nothing.
 import argparse
 import copy
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -48,6 +50,7 @@ from torch.utils.data import DataLoader
 import tdmer
 from tdmer import TDMER, Sentiment, TDMERLoss, sentiment_metrics
 from tdmer.data import Batch, MultimodalDataset, Sample, collate, load_mmsa, make_synthetic
+from tdmer.data.store import open_store
 from tdmer.losses.objective import TERMS
 from tdmer.metrics import bootstrap_interval
 
@@ -72,7 +75,7 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
     try:
-        splits = load(args)
+        splits = load(args.data)
         config = configure(args, splits)
         build(config)  # a wrong option stops here, before a file is touched
         args.out.mkdir(parents=True, exist_ok=True)
@@ -110,7 +113,7 @@ def configure(
 ) -> dict[str, dict[str, Any]]:
     """Gather all that the figures depend on."""
     return {
-        "data": describe_data(args),
+        "data": describe_data(args.data),
         "model": {
             "dims": splits["train"].dims,
             "num_classes": len(args.values),
@@ -140,6 +143,7 @@ def configure(
             "lr": args.lr,
             "weight_decay": args.weight_decay,
             "clip": args.clip,
+            "modality_dropout": args.modality_dropout,
             "device": args.device,
             "threads": args.threads,
         },
@@ -158,7 +162,7 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", type=Path, help="pickle in MMSA's layout; without it, synthetic data")
+    add("--data", type=Path, help="pickle in MMSA's layout or store; without it, synthetic data")
     add(
         "--out",
         type=Path,
@@ -184,6 +188,12 @@ def parse_args() -> argparse.Namespace:
     add("--lr", type=amount, default=1e-3, help="peak learning rate")
     add("--weight-decay", type=amount, default=1e-2)
     add("--clip", type=amount, default=1.0, help="greatest norm of the gradient")
+    add(
+        "--modality-dropout",
+        type=share,
+        default=0.0,
+        help="how often a modality of a training sample is left out",
+    )
     cuda = torch.cuda.is_available()
     add("--device", choices=["cpu", "cuda"] if cuda else ["cpu"], default="cuda" if cuda else "cpu")
     add("--threads", type=count, default=1, help="CPU threads; this model is too small for many")
@@ -222,20 +232,39 @@ def amount(text: str) -> float:
     return float(text)
 
 
-def load(args: argparse.Namespace) -> dict[str, MultimodalDataset]:
+def share(text: str) -> float:
+    """Read a number of at least 0 and below 1."""
+    if not 0 <= float(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be in [0, 1), got {text}")
+    return float(text)
+
+
+def load(path: Path | None) -> dict[str, MultimodalDataset]:
     """Return the train, valid and test split."""
-    if args.data is not None:
-        return load_mmsa(args.data)
-    world = make_synthetic({"train": 800, "valid": 200, "test": 400}, missing=0.1)
-    return {split: drawn.dataset for split, drawn in world.items()}
+    if path is None:
+        world = make_synthetic({"train": 800, "valid": 200, "test": 400}, missing=0.1)
+        return {split: drawn.dataset for split, drawn in world.items()}
+    splits = open_store(path) if path.is_dir() else load_mmsa(path)
+    if not {"train", "valid", "test"} <= splits.keys():
+        raise ValueError(f"{path} must have splits train, valid and test, got {list(splits)}")
+    return splits
 
 
-def describe_data(args: argparse.Namespace) -> dict[str, str]:
+def describe_data(path: Path | None) -> dict[str, Any]:
     """Name the data, so that a run can be told from one on other data."""
-    if args.data is None:
+
+    def sha256(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    if path is None:
         return {"name": "synthetic"}
-    with args.data.open("rb") as file:
-        return {"name": args.data.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    if path.is_dir():
+        return {
+            "name": path.name,
+            "sha256": {file.name: sha256(file) for file in sorted(path.iterdir())},
+        }
+    return {"name": path.name, "sha256": sha256(path)}
 
 
 def begin(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
@@ -401,7 +430,12 @@ def train(
     torch.manual_seed(seed)
     model, task, objective = build(run["config"])
     model, objective = model.to(device), objective.to(device)
-    shuffled = DataLoader(splits["train"], options["batch_size"], shuffle=True, collate_fn=collate)
+    shuffled = DataLoader(
+        splits["train"],
+        options["batch_size"],
+        shuffle=True,
+        collate_fn=functools.partial(collate, modality_dropout=options["modality_dropout"]),
+    )
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=options["lr"], weight_decay=options["weight_decay"]
     )

@@ -16,6 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tdmer.data import load_mmsa
+from tdmer.data.store import write_store
+
 pytest.importorskip("matplotlib", reason="the examples need the extra 'examples'")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -129,6 +132,28 @@ def test_a_modality_may_be_left_out_of_the_test_split(saved, mmsa, monkeypatch, 
         weights = {b: {float(row[b]) for row in rows} for b in ("text", "audio", "vision")}
         assert {branch for branch, values in weights.items() if values == {0.0}} == {modality}
         assert all(np.isfinite(float(row["prediction"])) for row in rows)
+
+
+def test_a_store_is_data_like_its_source(saved, mmsa, tmp_path, monkeypatch, capsys):
+    splits = load_mmsa(mmsa)
+    write_store(tmp_path / "store", splits)
+    out = ["--out", tmp_path / "run"]
+    run(monkeypatch, "train", "--data", tmp_path / "store", *out, "--seeds", 2, *QUICK)
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == (saved / "metrics.json").read_bytes()
+    files = json.loads((tmp_path / "run" / "config.json").read_text())["data"]["sha256"]
+    assert set(files) == {path.name for path in (tmp_path / "store").iterdir()}
+    for source in (mmsa, tmp_path / "store"):
+        to = tmp_path / f"{source.name}.csv"
+        run(monkeypatch, "predict", saved, "--data", source, "--split", "valid", "--out", to)
+    assert (tmp_path / "small.pkl.csv").read_text() == (tmp_path / "store.csv").read_text()
+
+    write_store(tmp_path / "two", {split: splits[split] for split in ("train", "test")})
+    message = refusal(monkeypatch, "train", "--data", tmp_path / "two", *out)
+    assert "must have splits train, valid and test, got ['train', 'test']" in message
+    (tmp_path / "empty").mkdir()
+    for script, first in (("train", []), ("predict", [saved])):
+        message = refusal(monkeypatch, script, *first, "--data", tmp_path / "empty", *out)
+        assert "store.json" in message
 
 
 def refusal(monkeypatch, name, *arguments):
@@ -282,6 +307,7 @@ def test_train_names_what_is_wrong(monkeypatch, tmp_path, mmsa, options, reason)
         ("--threads 0", "--threads: must be at least 1, got 0"),
         ("--lr nan", "--lr: must be finite and at least 0, got nan"),
         ("--weight-decay -1", "--weight-decay: must be finite and at least 0, got -1"),
+        ("--modality-dropout 1", "--modality-dropout: must be in [0, 1), got 1"),
         ("--clip inf", "--clip: must be finite and at least 0, got inf"),
         ("--device quantum", "--device: invalid choice: 'quantum'"),
         ("--resume --overwrite", "--overwrite: not allowed with argument --resume"),
@@ -301,9 +327,10 @@ def test_a_run_can_be_repeated_and_an_ablation_differs(monkeypatch, tmp_path, mm
         run(monkeypatch, "train", *arguments)
         return json.loads((tmp_path / folder / "metrics.json").read_text())["seeds"]
 
-    first = metrics("first")
+    first = metrics("first", "--modality-dropout", "0")
     assert first == metrics("second")
     assert first != metrics("third", "--without", "con", "dp", "--layers", "0")
+    assert first != metrics("fourth", "--modality-dropout", "0.3")
 
 
 def test_early_stopping_is_on_the_validation_split(monkeypatch, tmp_path, mmsa):

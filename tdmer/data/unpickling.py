@@ -45,7 +45,7 @@ _LARGEST_KEY = 100
 _MOST_AXES = 64
 
 _DTYPE = re.compile(r"[<>=|]?[biufcSUO][0-9]{0,9}")
-_MODULE = re.compile(r"\w+(\.\w+)*")
+_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 # First bytes of what is taken for a pickle by mistake, what it is, and how to mend it.
 _ARRAYS = "and give the arrays to tdmer.data.from_arrays"
@@ -455,16 +455,16 @@ class _Interpreter:
         """Return the stand-in for a global."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise _RefusedError("a global whose name is no text")
-        if f"{module}.{name}" not in _ALLOWED:
-            # In a text that merely begins like a pickle.
-            if not _MODULE.fullmatch(module):
-                raise pickle.UnpicklingError(f"{module[:50]!r} is no module")
+        full = f"{module}.{name}"
+        if full not in _ALLOWED:
+            # So begins many a text that is no pickle.
+            if not _NAME.fullmatch(full):
+                raise pickle.UnpicklingError(f"{full[:100]!r} is no name")
             raise _RefusedError(
-                f"{f'{module}.{name}'[:100]!r}, which could run code; save the data as plain "
-                "arrays, lists and dicts, and do not open the file by other means unless you trust "
-                "its origin"
+                f"{full[:100]!r}, which could run code; save the data as plain arrays, lists and "
+                "dicts, and do not open the file by other means unless you trust its origin"
             )
-        function = _ALLOWED[f"{module}.{name}"]
+        function = _ALLOWED[full]
         return _Name() if function is None else _Global(function, self._budget)
 
 

@@ -242,7 +242,7 @@ def test_order_of_modalities_is_that_of_the_first_sample():
 
 
 def dropped(inputs, rate, count=2000, seed=0):
-    """Return the mask of samples × modalities that were dropped from one sample, many times."""
+    """Return, per sample and modality, whether it was dropped from one sample, many times."""
     sample = Sample(inputs, torch.tensor(0.0), "x")
     torch.manual_seed(seed)
     batch = collate([sample] * count, modality_dropout=rate)

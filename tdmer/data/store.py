@@ -200,10 +200,10 @@ class _StoredSteps:
     width: int
 
     def __getitem__(self, steps: slice) -> Float[Tensor, "t f"]:
-        values = np.empty((steps.stop - steps.start, self.width), np.float32)
+        values = torch.empty(steps.stop - steps.start, self.width, dtype=torch.float32)
         if len(values):
-            self.file.read(values, self.place + steps.start * values.itemsize * self.width)
-        return torch.from_numpy(values)
+            self.file.read(values.numpy(), self.place + steps.start * self.width * values.itemsize)
+        return values
 
 
 def _open_split(path: Path, safe_open: Callable[..., Any]) -> MultimodalDataset:

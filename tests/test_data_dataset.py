@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from tdmer import TDMER, Sentiment, TDMERLoss
 from tdmer.data import Batch, MultimodalDataset, Sample, collate, describe
 
 LENGTHS = {"text": [3, 1, 5], "audio": [2, 0, 1]}
@@ -236,6 +237,32 @@ def test_order_of_modalities_is_that_of_the_first_sample():
     batch = collate([one, two])
     assert list(batch.inputs) == list(batch.masks) == ["a", "b"]
     assert batch.inputs["b"].tolist() == [[[1.0]], [[1.0]]]
+
+
+# What a model makes of damage
+
+
+def test_damaged_entries_count_as_the_mean_and_a_sample_of_nothing_is_predicted():
+    whole = sequences()
+    whole["text"] = [np.full((3, 4), 2.0), np.arange(4.0)[None], np.zeros((0, 4))]
+    whole["audio"][2] = whole["audio"][2][:0]
+    damaged = whole | {"text": [x.copy() for x in whole["text"]]}
+    damaged["text"][0][1] = np.nan, np.inf, -np.inf, 1e300
+    labels = [0.5, -1.0, 3.0]
+    model = TDMER(WIDTHS, num_classes=7, width=8, heads=2).eval()
+    for fitted in (False, True):
+        batch = collate(list(MultimodalDataset(damaged, labels)))
+        if fitted:
+            assert model.fit_normalization([batch]) == {"text": 4, "audio": 0}
+        whole["text"][0][1] = model.normalizations["text"].mean
+        expected = collate(list(MultimodalDataset(whole, labels)))
+        output = model(batch.inputs, batch.masks)
+        assert output.logits.isfinite().all()
+        torch.testing.assert_close(output.logits, model(expected.inputs, expected.masks).logits)
+        total = TDMERLoss(Sentiment())(output, batch.labels).total
+        total.backward()
+        assert total.isfinite()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 # Modality dropout

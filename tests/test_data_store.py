@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 import tdmer.data.store
-from tdmer.data import MultimodalDataset, collate, describe
+from tdmer.data import MultimodalDataset, collate, describe, load_mmsa
 from tdmer.data.store import Columns, build, open_store, write_store
 
+REAL = Path(__file__).parents[1] / ".." / "shared" / "data" / "mosi.pkl"
 WIDTHS = {"text": 4, "audio": 2}
 
 
@@ -151,6 +152,12 @@ def test_files_are_plain_safetensors_and_json(tmp_path):
         "all.safetensors",
         "store.json",
     ]
+    content = (tmp_path / "store" / "all.safetensors").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    assert size % 8 == 0
+    for name, entry in json.loads(content[8 : 8 + size]).items():
+        width = {"F32": 4, "I64": 8, "U8": 1}[entry["dtype"]] if "dtype" in entry else 1
+        assert name == "__metadata__" or entry["data_offsets"][0] % width == 0
     tensors = load_file(tmp_path / "store" / "all.safetensors")
     assert tensors["text/offsets"].tolist() == [0, 3, 3, 4]
     assert tensors["text/steps"].shape == (4, 4)
@@ -162,11 +169,27 @@ def test_files_are_plain_safetensors_and_json(tmp_path):
     }
 
 
+def test_the_default_dtype_of_pytorch_does_not_matter(tmp_path):
+    data = build({"all": columns()}, tmp_path / "store")["all"]
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert_equal(data, MultimodalDataset(*columns()))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_samples_can_be_written_into(tmp_path):
     build({"all": columns()}, tmp_path / "store")
     data = open_store(tmp_path / "store")["all"]
     data[0].inputs["text"].zero_()
     assert_equal(data, MultimodalDataset(*columns()))
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="real data are not there")
+def test_real_data(tmp_path):
+    memory = load_mmsa(REAL)
+    for split, data in load_mmsa(REAL, store=tmp_path / "store").items():
+        assert_equal(data, memory[split])
 
 
 # Memory
@@ -196,6 +219,8 @@ def test_files_are_closed(tmp_path):
     before = len(list(descriptors.iterdir()))
     data = open_store(tmp_path / "store")
     assert len(list(descriptors.iterdir())) == before + 2
+    # A map of a file that is cut short would end the process.
+    assert "safetensors\n" not in Path("/proc/self/maps").read_text()
     del data
     assert len(list(descriptors.iterdir())) == before
 
@@ -465,7 +490,7 @@ def test_a_full_disk_is_named_and_nothing_kept(tmp_path, monkeypatch, code):
 
     monkeypatch.setattr(os, "fsync", full)
     # 4 steps of 4 and 7 steps of 2.
-    with pytest.raises(OSError, match=r"store needs 120 bytes, and the disk is full: nothing was"):
+    with pytest.raises(OSError, match=r"store needs 120 bytes, and the disk is full .* make room"):
         build({"all": columns()}, tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
 

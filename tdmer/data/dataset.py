@@ -78,8 +78,9 @@ class MultimodalDataset(Dataset[Sample]):
     many. Samples are views of that storage: copy before writing into them. A data set that
     :func:`open_store` returns reads every sample from its file instead.
 
-    A sample without a step in any modality stays, so that samples and predictions can be counted
-    against the source: the model predicts it from nothing, and :func:`describe` names it.
+    The readers refuse a sample without a step in any modality. Here it is allowed, since some of
+    a file's modalities may be left out: the model predicts it from nothing, and :func:`describe`
+    names it.
 
     Args:
         inputs: modality name → one ``(t_i, f)`` floating-point array or tensor per sample, or one

@@ -66,8 +66,10 @@ def build(
                 datasets[split] = MultimodalDataset(*columns)
             else:
                 sources[split] = lay_out(*columns)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"split {split!r}: {error}") from error
+        except TypeError as error:
+            raise TypeError(f"split {split!r}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"split {split!r}: {error}") from error
     if store is None:
         return datasets
     _write(Path(store), sources)
@@ -78,10 +80,10 @@ def write_store(path: str | os.PathLike[str], datasets: Mapping[str, MultimodalD
     """Write data sets into a new folder, from which :func:`open_store` reads them.
 
     The folder holds ``store.json``, which lists the splits, and ``<split>.safetensors`` for each:
-    per modality the steps of all samples ``(steps, f)`` and the offsets at which samples begin,
-    the labels, and the ids as JSON in the header. It appears under its name when it is complete and
-    on the disk; an interrupted run leaves nothing that opens. Steps pass through one sample at
-    a time.
+    per modality the steps of all samples, ``<modality>/steps`` of shape ``(steps, f)``, and where
+    each sample begins and the last ends, ``<modality>/offsets``; ``labels``; and ``ids`` as bytes
+    of JSON. It appears under its name when it is complete and on the disk: an interrupted run
+    leaves nothing that opens. Steps pass through memory one sample at a time.
 
     Args:
         path: the folder, which must not exist.
@@ -293,8 +295,11 @@ def _write(path: Path, sources: Mapping[str, _Source]) -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             size = sum(_size(layout) for layout, _ in sources.values())
-            message = f"{path} needs {size:,} bytes, and the disk is full: nothing was kept"
-            raise OSError(error.errno, message) from error
+            raise OSError(
+                error.errno,
+                f"{path} needs {size:,} bytes, and the disk is full (nothing was kept): "
+                "make room or choose another path",
+            ) from error
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

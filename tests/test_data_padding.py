@@ -140,6 +140,13 @@ def test_lengths_find_their_side():
         assert (spans.stop - spans.start).tolist() == lengths
 
 
+def test_lengths_of_few_bits_reach_over_long_arrays():
+    x = np.zeros((1, 300, 1))
+    x[0, 280:] = 1
+    spans = spans_from_lengths("x", np.array([20], np.uint8), find_extent(x), 300, IDS)
+    assert cut(x, spans)[0].tolist() == [[1.0]] * 20
+
+
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
@@ -174,6 +181,8 @@ def test_masks():
     assert (spans.stop - spans.start).tolist() == [2, 2, 0]
     with pytest.raises(ValueError, match=r"m must have no hole .* got one in sample 1 \('b'\)"):
         spans_from_mask("m", np.array([[1, 1, 0], [1, 0, 1]]) == 1, IDS)
+    with pytest.raises(ValueError, match="got one in sample 0"):
+        spans_from_mask("m", np.array([[0, 1, 0, 1, 0]]) == 1, IDS)
 
 
 def test_aligned_arrays_have_the_steps_of_the_words():

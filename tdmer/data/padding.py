@@ -131,7 +131,7 @@ def spans_from_mask(name: str, mask: Bool[NDArray[Any], "n t"], ids: Sequence[st
         >>> spans_from_mask("mask", mask, ["a", "b"])
         Spans(start=array([0, 2]), stop=array([2, 3]))
     """
-    edges = np.diff(mask, axis=1, prepend=False, append=False).sum(axis=1)
+    edges = np.diff(mask, axis=1, prepend=False).sum(axis=1)
     if (edges > 2).any():
         number = int((edges > 2).argmax())
         raise ValueError(

@@ -44,12 +44,14 @@ def main() -> None:
 def load_run(folder: Path) -> tuple[TDMER, Sentiment]:
     """Rebuild the model of a run folder, with the task that reads its logits."""
     settings, weights = folder / "config.json", folder / "model.safetensors"
+    content = settings.read_bytes()
     try:
-        config = json.loads(settings.read_text())
+        config = json.loads(content)
         task = Sentiment(**config["task"])
         with torch.device("meta"):  # shapes without memory: the file of weights is the measure
             shapes = {name: x.shape for name, x in TDMER(**config["model"]).state_dict().items()}
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:
+        # Whatever a damaged file makes of these lines, it is the file that is to be named.
         raise ValueError(f"{settings} must be one that train.py wrote, got {error!r}") from None
     try:
         tensors = load_file(weights)

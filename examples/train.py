@@ -171,7 +171,9 @@ def parse_args() -> argparse.Namespace:
     )
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
-        "--resume", action="store_true", help="go on with the unfinished run in the run folder"
+        "--resume",
+        action="store_true",
+        help="go on with the unfinished run in the run folder, if there is one",
     )
     again.add_argument(
         "--overwrite", action="store_true", help="give up an unfinished run in the run folder"
@@ -285,7 +287,7 @@ def begin(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
         path = args.out / "config.json"
         try:
             refuse_changes(path, json.loads(path.read_text()), config)
-        except (OSError, ValueError) as error:
+        except (AttributeError, OSError, ValueError) as error:
             raise SystemExit(f"train.py: {path} cannot be read: {error}") from None
         console.print(f"The run in {args.out} is finished.", soft_wrap=True)
         raise SystemExit(0)

@@ -349,8 +349,9 @@ def test_a_finished_run_is_replaced_or_left(train, tmp_path, whole, capsys):
     assert files(tmp_path).keys() == {"config.json", "checkpoint.safetensors"}
     (tmp_path / "checkpoint.safetensors").unlink()
     (tmp_path / "metrics.json").write_text("{}")
-    (tmp_path / "config.json").write_text("{")
-    assert "config.json cannot be read" in stop(train, tmp_path, "--resume")
+    for content in ("{", "[]"):
+        (tmp_path / "config.json").write_text(content)
+        assert "config.json cannot be read" in stop(train, tmp_path, "--resume")
 
 
 def test_a_checkpoint_holds_tensors_and_json_alone(train, cut_run):

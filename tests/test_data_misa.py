@@ -136,7 +136,8 @@ BAD = [
     ("a number", lambda samples: 7, {}, r"train\.pkl must be a list of .* samples, got int"),
     ("None", lambda samples: None, {}, r"train\.pkl must be a list of .* samples, got NoneType"),
     ("no sample", lambda samples: [], {}, r"train\.pkl must be a list of .* samples, got 0 parts"),
-    ("no split", lambda samples: {}, {}, r"train\.pkl must have at least one split, got none"),
+    ("no split", lambda samples: {}, {}, r"train\.pkl must have the names .* got \[\]"),
+    ("a split of no name", lambda s: {None: s}, {}, r"the names of one or more .* got \[None\]"),
     ("a split of None", lambda s: {"dev": None}, {}, r"pkl\['dev'\] must be a list .* NoneType"),
     ("a dict for a sample", put(1, value={}), {}, SAMPLE + r" must be \(features, .* got dict"),
     ("two parts", put(1, value=(1, 2)), {}, SAMPLE + " must be .* got 2 parts"),
@@ -215,7 +216,7 @@ def test_wrong_files(tmp_path, change, options, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"path": {}}, ValueError, "path must name at least one split, got none"),
+        ({"path": {}}, ValueError, r"path must have the names of one or more splits .* got \[\]"),
         ({"label_range": (3, -3)}, ValueError, "two numbers, the lower first, got .3, -3"),
         ({"label_range": (1, 2, 3)}, ValueError, "label_range must be two numbers"),
         ({"label_range": 3}, TypeError, "label_range must be None or two numbers, got 3"),

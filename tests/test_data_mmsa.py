@@ -407,6 +407,7 @@ BAD = [
         f"declared length, 1 in {ONE}, got values from step 0 to 2",
     ),
     ("tokens are a list", put(text_bert=[1]), {}, r"numbers of shape \(3, 3, t\), got list"),
+    ("no tokens at all", put(text_bert=None), TOKENS, r"shape \(3, 3, t\), got NoneType"),
     ("tokens are words", put(text_bert=np.full((3, 3, 4), "a")), {}, r"\(3, 3, t\), got <U1"),
     (
         "two rows",

@@ -183,6 +183,11 @@ BAD = [
     ("too few ids", put(id=["a"]), r"\['id'\] must be one per label, 3, got 1"),
     ("no ids", put(id=np.ones((0, 3))), r"\['id'\] must be a list or array of names, got float64"),
     ("ids are a number", put(id=7), r"\['id'\] must be a list or array of names, got int"),
+    (
+        "ids of rank 3",
+        put(id=np.ones((3, 1, 1))),
+        r"array of names, got float64 of shape \(3, 1, 1",
+    ),
     ("ids are None", put(id=np.array([[None]] * 3)), r"\['id'\]\[0\] must be a str.* got NoneType"),
     ("a list for text", put(text=[[1.0]]), r"\['text'\] must be an array of numbers .* got list"),
     (

@@ -286,6 +286,7 @@ BAD_BOTH = [
         ValueError,
         r"ids\[1\] must .* got NoneType",
     ),
+    ("ids are bools", {"ids": ["a", True, "c"]}, ValueError, r"ids\[1\] must be .* got bool"),
     ("ids are floats", {"ids": ["a", "b", 2.5]}, ValueError, r"ids\[2\] must be .* got float"),
     ("too few ids", {"ids": ["a", "b"]}, ValueError, r"for the n = 2 ids, got \(3,\)"),
     ("no ids", {"ids": []}, ValueError, "ids must name at least one sample, got none"),

@@ -89,8 +89,7 @@ def load_misa(
 def _lists(path: Any) -> Iterator[tuple[str, str | os.PathLike[str], str, Any]]:
     """Yield every split: its name, its file, how messages name it, and its samples."""
     if isinstance(path, Mapping):
-        if not path:
-            raise ValueError("path must name at least one split, got none")
+        _check_splits("path", path)
         for split, file in path.items():
             yield split, file, os.fspath(file), load_pickle(file)
         return
@@ -98,10 +97,16 @@ def _lists(path: Any) -> Iterator[tuple[str, str | os.PathLike[str], str, Any]]:
     if not isinstance(content, Mapping):
         yield Path(where).stem, path, where, content
         return
-    if not content:
-        raise ValueError(f"{where} must have at least one split, got none")
+    _check_splits(where, content)
     for split, samples in content.items():
-        yield str(split), path, f"{where}[{split!r}]", samples
+        yield split, path, f"{where}[{split!r}]", samples
+
+
+def _check_splits(name: str, splits: Mapping[Any, Any]) -> None:
+    if not splits or not all(isinstance(split, str) for split in splits):
+        raise ValueError(
+            f"{name} must have the names of one or more splits as keys, got {list(splits)}"
+        )
 
 
 def _columns(

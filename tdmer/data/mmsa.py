@@ -143,8 +143,9 @@ def _inputs(
 ) -> dict[str, list[NDArray[Any]]]:
     """Return the sequences of the modalities that a split has."""
     found = find_keys(where, split, (text, "audio", "vision"))
-    tokens = split.get("text_bert")
-    words = None if tokens is None else _words(f"{where}['text_bert']", tokens, ids)
+    words = None
+    if "text_bert" in split:
+        words = _words(f"{where}['text_bert']", split["text_bert"], ids)
     names = {key: "text" if key == text else key for key in found}
     return {name: _sequences(where, split, name, key, words, ids) for key, name in names.items()}
 

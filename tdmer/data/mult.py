@@ -124,7 +124,7 @@ def _ids(name: str, values: Any, split: str, count: int) -> list[str]:
     if values is None:
         return [f"{split} {number}" for number in range(count)]
     ids = values
-    if isinstance(values, np.ndarray) and values.ndim > 1 and values.size:
+    if isinstance(values, np.ndarray) and values.ndim == 2 and values.size:
         # Start and end of a segment may be numbers.
         parts = [str(part) if isinstance(part, float) else part for part in values.flat]
         width = len(parts) // len(values)

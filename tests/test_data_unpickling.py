@@ -565,7 +565,7 @@ def test_bombs_and_tricks_are_refused(tmp_path, content, message):
     assert peak < 2**24
 
 
-NESTED = 200_000
+NESTED = 100_000
 
 
 def chain(wrap, levels=NESTED, core=b"K\x01"):
@@ -613,6 +613,7 @@ def in_array(levels, core=b"K\x01"):
         (b"}\x8b" + struct.pack("<i", 102 << 8) + b"a" * (102 << 8) + b"Ns.", "more than 100 ent"),
         (b"}]\x85Ns.", "a key or set entry that holds list"),
         # Depth and sharing of the whole.
+        (chain(b"\x85", 101) + b".", "more than 100 containers in one another"),
         (chain(b"\x85") + b".", "more than 100 containers in one another"),
         (b"]" * NESTED + b"a" * (NESTED - 1) + b".", "more than 100 containers in one another"),
         (b"}" + b"N}" * NESTED + b"s" * NESTED + b".", "more than 100 containers in one another"),
@@ -657,6 +658,17 @@ def in_array(levels, core=b"K\x01"):
         (named("numpy", "dtype", text("U999999999") + b"\x85"), "must be a whole pickle"),
         (named("numpy", "dtype", text("(1000000000,)f8") + b"\x85"), "the dtype "),
         (named("numpy", "dtype", text("f8,f8") + b"\x85"), "the dtype 'f8,f8'"),
+        *(
+            (
+                array_of(b"K\x01\x85", DTYPE.replace(b"f4", b"U1") + order, b"C\x04" + raw),
+                "no characters",
+            )
+            for order, raw in (
+                (b"", struct.pack("<I", 0x110000)),
+                (b"(K\x03U\x01>NNNK\x00K\x00K\x00tb", struct.pack(">I", 0x110000)),
+            )
+        ),
+        (b"\x80\x03" + EMPTY + b".", "an array without content"),
         (b"\x80\x02]K\x01b.", "a state for list"),
         (b"\x80\x02cbuiltins\nset\n)RK\x01b.", "a state for set"),
         (b"\x80\x02cbuiltins\nset\n]R.", "to call _Global"),
@@ -674,7 +686,7 @@ def test_data_shaped_to_harm_is_refused(tmp_path, content, message):
 @pytest.mark.parametrize(
     "value",
     [
-        {tuple(range(99)): 1, ("v", (1, 2.0, b"x"), None, frozenset({("a", 1)})): 2},
+        {tuple(range(100)): 1, ("v", (1, 2.0, b"x"), None, frozenset({("a", 1)})): 2},
         {"a" * 25_000: 1, 2**14_000: 2, np.float32(1.5): 3, np.str_("x"): 4, True: 5, 1j: 6},
         [tuple(range(10_000)), set(range(10_000)), frozenset(map(str, range(10_000)))],
         functools.reduce(lambda inner, _: [inner], range(100), 1),

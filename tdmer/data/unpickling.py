@@ -26,6 +26,7 @@ import pickle
 import pickletools
 import re
 import struct
+import sys
 from collections.abc import Callable, Sequence, Sized
 from io import BufferedReader
 from math import prod
@@ -537,9 +538,6 @@ class _Dtype(_StandIn):
         self.dtype = self.dtype.newbyteorder(order)
 
 
-_NOTHING: NDArray[Any] = np.empty(0)
-
-
 class _Array(_StandIn):
     """An array: empty until the state that follows."""
 
@@ -547,7 +545,7 @@ class _Array(_StandIn):
 
     def __init__(self, budget: _Budget, kind: Any = None, shape: Any = None, code: Any = None):
         self._budget = budget
-        self.values = _NOTHING
+        self.values: NDArray[Any] | None = None
         # Those of an array of objects, which stay here until they are real themselves.
         self.entries: list[Any] | None = None
         self.shape: tuple[int, ...] = ()
@@ -607,7 +605,12 @@ def _numbers(
         raise _RefusedError("a scalar or buffer of objects")
     _check_content(budget, content, (bytes, bytearray, str), real.itemsize, dtype, shape)
     # Python 2 wrote bytes as text.
-    array = np.frombuffer(content.encode("latin1") if isinstance(content, str) else content, real)
+    raw: Any = content.encode("latin1") if isinstance(content, str) else content
+    array = np.frombuffer(raw, real)
+    # NumPy keeps any number as a character; Python fails once it becomes text.
+    codes = np.dtype("u4").newbyteorder(real.byteorder)
+    if real.kind == "U" and np.frombuffer(raw, codes).max(initial=0) > sys.maxunicode:
+        raise _RefusedError("an array of text with numbers that are no characters")
     array.flags.writeable = False
     # NumPy's "K": the axes are put in order after the array has its shape.
     if order == "K" and axes is not None:
@@ -720,6 +723,8 @@ class _Finish:
         if isinstance(value, _Dtype):
             return value.dtype, 0, 1
         if isinstance(value, _Array) and value.entries is None:
+            if value.values is None:
+                raise _RefusedError("an array without content")
             return value.values, 0, 1
         if isinstance(value, (_Name, _Global)):
             raise _RefusedError("a function among the data")

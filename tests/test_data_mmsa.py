@@ -314,6 +314,7 @@ def missing_everywhere(content):
     split["audio"][1] = split["vision"][1] = 0
 
 
+ALL = {"label_range": (-np.inf, np.inf)}
 TOKENS = {"text": "text_bert"}
 T = {"labels": ("regression_labels", "regression_labels_T")}
 ONE = r"sample 1 \('v\$_\$2'\)"
@@ -457,6 +458,8 @@ BAD = [
         rf"\[-3, 3\] .* got -3.5 in {ONE}; cor",
     ),
     ("too high", put(regression_labels=[0, -1, 2]), {"label_range": (-2, 1.5)}, f"got 2 in {TWO}"),
+    ("infinite in any range", put(regression_labels=[0, 0, np.inf]), ALL, f"got inf in {TWO}"),
+    ("overflow in any range", put(regression_labels=[0, 0, 1e300]), ALL, rf"got 1e\+300 in {TWO}"),
     (
         "a table among several",
         lambda content: {"test": make_split() | {"regression_labels_T": np.zeros((3, 2))}},

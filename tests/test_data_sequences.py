@@ -412,8 +412,39 @@ def test_wrong_sequences(changes, message):
         from_sequences(**({"inputs": sequences(), "labels": [0.0, 1.0, 2.0]} | changes))
 
 
-@pytest.mark.parametrize("column", ["abc", 7, {"a": 1}, None])
+@pytest.mark.parametrize("column", ["abc", 7, {"a": 1}, None, np.array(1.0), torch.tensor(1.0)])
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_no_column(column):
     with pytest.raises(TypeError, match=r"inputs\['text'\] must be a column, such as a list, got"):
         from_sequences(change(sequences, text=column)["inputs"], [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            torch.ones(3, 4, 3).to_sparse(),
+            "must be a dense tensor, got torch.sparse_coo on device cpu",
+        ),
+        (torch.ones(3, 4, 3, device="meta"), "must be a dense tensor, .* on device meta"),
+        (
+            np.ma.masked_array(np.ones((3, 4, 3))),
+            "must be a plain array, got a masked one: fill it",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_arrays_that_hide_their_values(x, message):
+    with pytest.raises(TypeError, match=r"inputs\['text'\] " + message):
+        from_arrays({"text": x}, [0, 1, 2])
+    items = [np.ones((1, 4)), x[0] if isinstance(x, np.ndarray) else x, np.ones((1, 4))]
+    with pytest.raises(TypeError, match=r"inputs\['text'\], sample 1 .*, " + message):
+        from_sequences({"text": items}, [0, 1, 2])
+
+
+@pytest.mark.parametrize("name", ["lengths", "masks"])
+@pytest.mark.parametrize("value", [[], 0, np.ones((3, 4))])
+@pytest.mark.usefixtures("unchecked")
+def test_lengths_and_masks_are_mappings(name, value):
+    with pytest.raises(TypeError, match=f"{name} must map modality names to"):
+        from_arrays(padded(), [0, 1, 2], **{name: value})

@@ -74,7 +74,7 @@ def load_misa(
     https://github.com/WasifurRahman/BERT_multimodal_transformer.
     """
     check_options(label_range, store)
-    table = None if embeddings is None else to_numpy(embeddings)
+    table = None if embeddings is None else to_numpy("embeddings", embeddings)
     if table is not None and (
         not isinstance(table, np.ndarray) or table.dtype.kind != "f" or table.ndim != 2
     ):

@@ -6,6 +6,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -69,7 +70,7 @@ def from_arrays(
         >>> from_arrays({"text": x}, [0.6, -1.0], lengths={"text": [2, 3]}).lengths["text"]
         tensor([2, 3])
     """
-    lengths, masks = lengths or {}, masks or {}
+    lengths, masks = lengths if lengths is not None else {}, masks if masks is not None else {}
     for name, value in (("inputs", inputs), ("lengths", lengths), ("masks", masks)):
         _check_mapping(name, value, inputs)
     check_names("inputs", list(inputs))
@@ -77,7 +78,7 @@ def from_arrays(
     sequences = {}
     for modality, value in inputs.items():
         name = f"inputs[{modality!r}]"
-        x = read_padded(name, to_numpy(value), len(names))
+        x = read_padded(name, to_numpy(name, value), len(names))
         if modality in lengths and modality in masks:
             raise ValueError(f"{name} must have lengths or a mask, got both")
         if modality in masks:
@@ -192,7 +193,8 @@ def read_labels(
         labels = labels.astype(np.float64)
     largest = np.finfo(np.float32).max if floating else np.iinfo(np.int64).max
     low, high = (-largest, largest) if label_range is None else label_range
-    wrong = np.isinf(labels) | (labels < low) | (labels > high)
+    low, high = max(low, -largest), min(high, largest)
+    wrong = (labels < low) | (labels > high)
     if wrong.any():
         number, *rest = np.argwhere(wrong)[0].tolist()
         rule = "finite numbers or NaN" if label_range is None else f"in [{low:g}, {high:g}] or NaN"
@@ -366,10 +368,14 @@ def _form(columns: Columns) -> dict[str, Any]:
     return {**dict(sorted(widths.items())), "labels": np.shape(columns.labels)[1:]}
 
 
-def to_numpy(x: Any) -> Any:
+def to_numpy(name: str, x: Any) -> Any:
     """Return a tensor as an array, and anything else unchanged."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array, got a masked one: fill it, as with NaN")
     if not isinstance(x, Tensor):
         return x
+    if x.layout != torch.strided or x.is_meta:
+        raise TypeError(f"{name} must be a dense tensor, got {x.layout} on device {x.device}")
     x = x.detach().cpu()
     # NumPy has no bfloat16.
     return (x.float() if x.is_floating_point() and x.itemsize < 4 else x).numpy()
@@ -434,7 +440,7 @@ def _sequence(name: str, item: Any) -> NDArray[Any] | None:
     if _is_missing(item):
         return None
     try:
-        x = np.asarray(to_numpy(item))
+        x = np.asarray(to_numpy(name, item))
         if x.dtype.kind == "O" and x.ndim == 1 and len(x):
             # What pandas makes of nested lists in a file.
             x = np.stack([np.asarray(step) for step in x])
@@ -448,7 +454,8 @@ def _sequence(name: str, item: Any) -> NDArray[Any] | None:
 
 
 def _entries(name: str, column: Any) -> list[Any]:
-    if isinstance(column, (str, bytes, Mapping)) or not isinstance(column, Iterable):
+    scalar = isinstance(column, (np.ndarray, Tensor)) and column.ndim == 0
+    if scalar or isinstance(column, (str, bytes, Mapping)) or not isinstance(column, Iterable):
         raise TypeError(f"{name} must be a column, such as a list, got {type(column).__name__}")
     # Scalars of Arrow know how to become plain.
     entries = (x.as_py() if hasattr(x, "as_py") else x for x in column)
@@ -458,7 +465,7 @@ def _entries(name: str, column: Any) -> list[Any]:
 def _array(name: str, values: Any) -> NDArray[Any]:
     """Return a column of numbers as an array."""
     if isinstance(values, Tensor) or hasattr(values, "__array__"):
-        return np.asarray(to_numpy(values))
+        return np.asarray(to_numpy(name, values))
     return _stacked(name, _entries(name, values))
 
 

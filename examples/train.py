@@ -94,6 +94,7 @@ def main() -> None:
         if interrupted:
             break
     if not run["results"]:
+        (args.out / CHECKPOINT).unlink()
         raise SystemExit("Stopped before the first epoch ended: nothing to keep.")
 
     kept = run["kept"]

@@ -169,6 +169,13 @@ def test_an_interrupted_run_can_be_resumed(train, tmp_path, whole, capsys):
     assert files(tmp_path) == whole
 
 
+def test_an_interrupt_in_the_first_epoch_leaves_nothing(train, tmp_path, whole):
+    assert "nothing to keep" in stop(train, tmp_path, setup=cut(1, KeyboardInterrupt))
+    assert files(tmp_path).keys() == {"config.json"}
+    train(tmp_path)
+    assert files(tmp_path) == whole
+
+
 # Of the start, of an epoch, of a seed, of the run: the checkpoint, and each of the other files.
 @pytest.mark.parametrize("write", [0, 1, 2, 4, 8, 9, 10, 11])
 def test_a_crash_before_a_file_has_its_name(train, tmp_path, whole, write):

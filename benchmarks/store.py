@@ -3,11 +3,12 @@
 Writes a pickle in MMSA's layout (16,326 training samples of text 50x768, audio 500x74 and vision
 500x35, float32, padded on the right; 6 GB), converts it with ``load_mmsa(path, store=...)`` and
 goes through it from the store and from memory. Each task is a process of its own, and what is
-reported is its peak resident memory (VmHWM of Linux): (i) unpickling alone, (ii) conversion,
-(iii) an epoch from the store, (iv) the same from memory. An epoch loads and collates all samples,
-shuffled, and then trains the default TDMER on ``--batches`` batches of similar length, the longest
-among them; 0: on all. "Cold": the files are not in the cache of the system. From the root of the
-repository:
+reported is its peak resident memory (VmHWM of Linux): unpickling alone, conversion, the report of
+``describe``, an epoch from the store and the same from memory. An epoch loads and collates all
+samples, shuffled, and then trains the default TDMER on ``--batches`` batches of similar length, the
+longest first; 0: on all. Last, store and memory take turns, batch by batch, so that a busy machine
+slows both: samples per second of loading alone, over all samples, and of training. "Cold": the
+files are not in the cache of the system. From the root of the repository:
 
     python benchmarks/store.py --folder /tmp/mosei            # lengths as in MOSEI
     python benchmarks/store.py --folder /tmp/mosei --full     # every step real
@@ -23,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,15 +33,21 @@ import torch
 from torch.utils.data import DataLoader
 
 from tdmer import TDMER, Sentiment, TDMERLoss
-from tdmer.data import LengthBucketSampler, MultimodalDataset, collate, load_mmsa, load_pickle
+from tdmer.data import (
+    Batch,
+    LengthBucketSampler,
+    MultimodalDataset,
+    collate,
+    describe,
+    load_mmsa,
+    load_pickle,
+)
 from tdmer.data.store import open_store
 
 SHAPES = {"text": (50, 768), "audio": (500, 74), "vision": (500, 35)}
 SAMPLES = {"train": 16_326, "valid": 200, "test": 200}
 BATCH = 32
-COLUMNS = (
-    "samples", "lengths", "task", "seconds", "peak_mib", "load_cold", "load", "train", "batches"
-)  # fmt: skip
+COLUMNS = ("samples", "lengths", "task", "seconds", "peak_mib", "load_cold", "load", "train")
 
 
 def main() -> None:
@@ -96,63 +103,81 @@ def convert(source: Path, store: Path, batches: int) -> None:
     load_mmsa(source, store=store)
 
 
-def from_store(source: Path, store: Path, batches: int) -> dict[str, float]:
+def report(source: Path, store: Path, batches: int) -> None:
+    describe(open_store(store))
+
+
+def from_store(source: Path, store: Path, batches: int) -> dict[str, str]:
     for path in store.iterdir():
         with path.open("rb") as file:
-            os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    data = open_store(store)["train"]
-    return {"load_cold": load(data), **epoch(data, batches)}
+    data = {"store": open_store(store)["train"]}
+    speed = load(data)
+    train(data, batches)
+    return {"load_cold": speed}
 
 
-def from_memory(source: Path, store: Path, batches: int) -> dict[str, float]:
-    return epoch(load_mmsa(source)["train"], batches)
+def from_memory(source: Path, store: Path, batches: int) -> None:
+    data = {"memory": load_mmsa(source)["train"]}
+    load(data)
+    train(data, batches)
+
+
+def turns(source: Path, store: Path, batches: int) -> dict[str, str]:
+    data = {"store": open_store(store)["train"], "memory": load_mmsa(source)["train"]}
+    return {"load": load(data), "train": train(data, batches)}
 
 
 TASKS = {
     "unpickle": unpickle,
     "convert": convert,
+    "describe the store": report,
     "epoch from store": from_store,
     "epoch from memory": from_memory,
+    "store : memory": turns,
 }
 
 
-def epoch(data: MultimodalDataset, batches: int) -> dict[str, float]:
-    return {"load": load(data), **train(data, batches)}
+def load(data: dict[str, MultimodalDataset]) -> str:
+    """Load and collate all samples, shuffled."""
+    order = np.random.default_rng(0).permutation(len(next(iter(data.values()))))
+    return go_through(data, np.array_split(order, len(order) // BATCH), lambda batch: None)
 
 
-def load(data: MultimodalDataset) -> float:
-    """Return samples per second of loading alone, over all samples."""
+def train(data: dict[str, MultimodalDataset], count: int) -> str:
+    """Train on some batches, the longest first."""
+    first = next(iter(data.values()))
     torch.manual_seed(0)
-    start = time.perf_counter()
-    for _ in DataLoader(data, BATCH, shuffle=True, collate_fn=collate):
-        pass
-    return round(len(data) / (time.perf_counter() - start))
-
-
-def train(data: MultimodalDataset, count: int) -> dict[str, float]:
-    """Return samples per second of training on some batches, the longest among them."""
-    torch.manual_seed(0)
-    model, objective = TDMER(data.dims, num_classes=7), TDMERLoss(Sentiment())
+    model, objective = TDMER(first.dims, num_classes=7), TDMERLoss(Sentiment())
     optimizer = torch.optim.AdamW(model.parameters())
-    steps = torch.stack(list(data.lengths.values())).sum(dim=0)
-    batches = list(LengthBucketSampler(data.lengths, BATCH))
-    batches.sort(key=lambda batch: -int(steps[batch].sum()))
-    # The longest first, so that it serves as the warm-up that is not timed, and then a fair share.
-    chosen = batches[:1] + batches[:: max(1, len(batches) // count)] if count else batches
-    samples, start = 0, time.perf_counter()
-    for number, batch in enumerate(DataLoader(data, batch_sampler=chosen, collate_fn=collate)):
+
+    def step(batch: Batch) -> None:
         optimizer.zero_grad()
         objective(model(batch.inputs, batch.masks), batch.labels).total.backward()
         optimizer.step()
-        if number == 0:
-            start = time.perf_counter()
-        else:
-            samples += len(batch.ids)
-    return {
-        "train": round(samples / (time.perf_counter() - start), 1),
-        "batches": len(chosen),
+
+    steps = torch.stack(list(first.lengths.values())).sum(dim=0)
+    batches = list(LengthBucketSampler(first.lengths, BATCH))
+    batches.sort(key=lambda batch: -int(steps[batch].sum()))
+    return go_through(data, batches[:: max(1, len(batches) // count)] if count else batches, step)
+
+
+def go_through(
+    data: dict[str, MultimodalDataset], batches: list, step: Callable[[Batch], None]
+) -> str:
+    """Return samples per second; the data sets take turns, and the first batch is not timed."""
+    loaders = {
+        name: iter(DataLoader(one, batch_sampler=batches, collate_fn=collate))
+        for name, one in data.items()
     }
+    seconds = dict.fromkeys(data, 0.0)
+    for number in range(len(batches)):
+        for name in sorted(data, reverse=number % 2 == 1):
+            start = time.perf_counter()
+            step(next(loaders[name]))
+            seconds[name] += (time.perf_counter() - start) * (number > 0)
+    samples = sum(map(len, batches[1:]))
+    return " : ".join(f"{samples / seconds[name]:.4g}" for name in data)
 
 
 def peak() -> int:

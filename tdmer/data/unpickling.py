@@ -16,7 +16,7 @@ not much larger than the file when what is shared is counted at each place.
 
 What remains is in proportion to the file, save one. A byte of it may take two microseconds, and 250
 bytes of memory (an empty set). Keys made to have equal hashes take time quadratic in their number:
-minutes for a file of 1 MB. That keeps the process busy; it runs nothing.
+over a minute for 1 MB. That keeps the process busy; it runs nothing.
 """
 
 import codecs
@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 _LARGEST_UNFOLDED = 2**24
 # Containers in containers: CPython and NumPy free, print and compare them by recursion.
 _DEEPEST = 100
+_TOO_DEEP = f"more than {_DEEPEST} containers in one another"
 # Entries of a key, those of tuples in it too: they are walked through each time it is used.
 _LARGEST_KEY = 100
 # NumPy 2; NumPy 1 has 32.
@@ -272,8 +273,6 @@ _VALUES: dict[str, Callable[[Any], Any]] = {
     "EMPTY_SET": lambda _: set(),
 }
 
-
-_TOO_DEEP = f"more than {_DEEPEST} containers in one another"
 
 # Code → name; bytes of its argument, or one of pickletools' negative kinds; and what it pushes.
 _OPCODES = {

@@ -116,10 +116,10 @@ def open_store(path: str | os.PathLike[str]) -> dict[str, MultimodalDataset]:
     """Open what :func:`write_store`, or a reader's ``store``, has written.
 
     Labels, ids and lengths are read; steps stay in the files, and every sample is read when it is
-    asked for, into memory of its own. That keeps the resident memory at one batch, where a
-    memory map would count every page that was ever touched, and turns a file that was cut short
-    into an error, where a map would end the process. The data sets can be pickled, such as for
-    the workers of a data loader, at the cost of their labels, ids and offsets.
+    asked for, into memory of its own. Resident memory stays at one batch, where a memory map would
+    count every page that was ever touched, and a file that is cut short is an error, where a map
+    would end the process. It takes ``os.preadv``: Linux, macOS, BSD. The data sets can be pickled,
+    such as for the workers of a data loader: that carries labels, ids, offsets and the path.
 
     Args:
         path: the folder.

@@ -97,9 +97,9 @@ class CrossAttention(nn.Module):
         check_features("target", target, ndim=3, width=width)
         if set(sources) != set(self.sources):
             raise ValueError(f"sources must be {list(self.sources)}, got {list(sources)}")
-        queries = self.query(target)
         if self.positions:
-            queries = queries + self._position_term(target, self.query.weight)
+            target = target + _positions(target)
+        queries = self.query(target)
         found, reached = [], []
         for name, query in zip(self.sources, queries.split(width, dim=-1), strict=True):
             source, mask = sources[name], None if masks is None else masks.get(name)
@@ -108,7 +108,9 @@ class CrossAttention(nn.Module):
             projection = self.key_value[name]
             key, value = projection(zero_pads(source, mask)).split(width, dim=-1)
             if self.positions:
-                key = key + self._position_term(source, projection.get_parameter("weight")[:width])
+                # W (x + positions) = W x + W positions: the values, which share W x, have none.
+                weight = projection.get_parameter("weight")[:width]
+                key = key + F.linear(_positions(source), weight)
             found.append(self._attend(query, key, value, mask))
             reached.append(mask)
         summed: Tensor = self.out(torch.cat(found, dim=-1))
@@ -116,12 +118,6 @@ class CrossAttention(nn.Module):
         if len(present) < len(reached):
             return summed
         return _zero_samples(summed, torch.stack(present).any(dim=0))
-
-    @staticmethod
-    def _position_term(x: Tensor, weight: Tensor) -> Tensor:
-        # W (x + positions) = W x + W positions, and the second term is the same for all samples.
-        positions = sinusoidal_positions(x.shape[1], x.shape[2]).to(weight)
-        return F.linear(positions, weight)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None and is_readable(mask):
@@ -141,6 +137,10 @@ class CrossAttention(nn.Module):
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=keys, scale=width**-0.5)
         found = found[..., :width].transpose(1, 2).flatten(2)
         return found if present is None else _zero_samples(found, present)
+
+
+def _positions(x: Tensor) -> Tensor:
+    return sinusoidal_positions(x.shape[1], x.shape[2]).to(x)
 
 
 def _without_hidden(

@@ -164,9 +164,10 @@ def test_where_neither_side_wins_pads_are_on_the_right(tmp_path):
     assert lengths(data, "vision") == VISION
 
 
+@pytest.mark.parametrize("dtype", [float, int])
 @pytest.mark.parametrize("as_array", [False, True])
-def test_ragged_sequences(tmp_path, as_array):
-    ragged = [np.ones((steps, 2)) for steps in AUDIO]
+def test_ragged_sequences(tmp_path, as_array, dtype):
+    ragged = [np.ones((steps, 2), dtype) for steps in AUDIO]
     if as_array:
         ragged = np.array([*ragged, None], object)[:3]
     for steps in (list(AUDIO), None):

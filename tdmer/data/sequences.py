@@ -365,7 +365,7 @@ def assemble(
 
 def _form(columns: Columns) -> dict[str, Any]:
     widths = {modality: x[0].shape[1] for modality, x in columns.inputs.items()}
-    return {**dict(sorted(widths.items())), "labels": np.shape(columns.labels)[1:]}
+    return {**widths, "labels": np.shape(columns.labels)[1:]}
 
 
 def to_numpy(name: str, x: Any) -> Any:

@@ -441,8 +441,9 @@ def test_describe_does_not_list_many_classes():
     assert describe({"all": data}).splitlines()[0] == "all: 11 samples, labels 0 to 10"
 
 
-def test_describe_counts_overflow_and_idle_features():
-    x = np.array([[[0.0, 1e39, np.inf]], [[0.0, 1.0, -1e300]]])
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_describe_counts_overflow_and_idle_features(kind):
+    x = kind(np.array([[[0.0, 1e39, np.inf]], [[0.0, 1.0, -1e300]]]))
     lines = describe({"all": MultimodalDataset({"a": x}, [0.5, 0.5])}).splitlines()
     assert lines[1:] == [
         "  a: 3 features, 1/1/1 steps (min/median/max), 3 infinite, 2 of them beyond float32, "

@@ -373,7 +373,7 @@ def as_float32(x: NDArray[Any] | Tensor) -> NDArray[np.float32]:
     """Return a sequence as float32, ±inf where that cannot hold it."""
     # NumPy has no bfloat16.
     if isinstance(x, Tensor):
-        x = x.numpy() if x.dtype == torch.float64 else x.float().numpy()
+        x = x.float().numpy()
     with np.errstate(over="ignore"):
         return x.astype(np.float32, copy=False)
 

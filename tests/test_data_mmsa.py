@@ -142,6 +142,11 @@ def test_arrays_with_values_beyond_the_words_are_not_aligned(tmp_path):
     assert lengths(data, "audio") == (3, 2, 0)
 
 
+def test_arrays_of_other_steps_than_the_words_are_not_aligned(tmp_path):
+    data = load_changed(tmp_path, audio=padded((1, 3, 1), 3, 2), audio_lengths=None)
+    assert lengths(data, "audio") == (1, 3, 1)
+
+
 def test_pads_on_the_left(tmp_path):
     split = make_split()
     split["text"] = split["text"][:, ::-1].copy()
@@ -384,6 +389,12 @@ BAD = [
         put(audio=[np.ones((3, 2)), np.ones((2, 2)), np.ones((0, 2))]),
         {},
         rf"\['audio'\], {ONE}, must have the 1 steps that the file declares, got 2",
+    ),
+    (
+        "ragged text, of another length than the mask",
+        put(text=[np.ones((2, 5)), np.ones((3, 5)), np.ones((1, 5))]),
+        {},
+        rf"\['text'\], {ONE}, must have the 4 steps that the file declares, got 3",
     ),
     # Lengths and masks.
     (

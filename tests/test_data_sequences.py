@@ -245,6 +245,10 @@ def test_ids(make, ids):
     assert {type(name) for name in found} == {str}
 
 
+def test_ids_may_be_a_tensor():
+    assert from_arrays(padded(), [0, 1, 2], ids=torch.tensor([4, 5, 6])).ids == ["4", "5", "6"]
+
+
 # What is refused: name, what changes of good arguments, error, part of the message
 
 BAD_BOTH = [
@@ -376,6 +380,7 @@ BAD_SEQUENCES = [
     ("ragged", ragged_with([[1.0, 2.0, 3.0], [1.0]]), "steps of one width, got a ragged list"),
     ("ragged array", ragged_with(np.array([np.ones(3), np.ones(2)], object)), "a ragged object"),
     ("another width", ragged_with(np.ones((1, 2))), r"must have 3 features, as sample 0 .* got 2"),
+    ("no steps of another width", ragged_with(np.ones((0, 2))), "must have 3 features, .* got 2"),
     ("a dict", ragged_with({"a": 1}), r"must be \(t, f\) numbers, .* got object of shape"),
     ("large whole", ragged_with(np.full((1, 3), 2**24 + 1)), r"sample 1 .* at most 2\*\*24"),
     (

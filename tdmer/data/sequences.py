@@ -450,7 +450,7 @@ def _sequence(name: str, item: Any) -> NDArray[Any] | None:
         return None
     if x.dtype.kind not in "fiu" or x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"{name} must be (t, f) numbers, f at least 1, got {kind(x)}")
-    return as_floating(name, x) if len(x) else None
+    return as_floating(name, x)
 
 
 def _entries(name: str, column: Any) -> list[Any]:

@@ -459,15 +459,17 @@ def test_describe_finds_duplicates_and_leaks():
         ["one", "two", "three", "four", "four"],
     )
     test = MultimodalDataset(
-        {name: [s[1], s[2], s[0][:0]] for name, s in x.items()}, np.zeros(3), ["new", "four", "-"]
+        {name: [s[1], s[2], s[0][:0], s[0][:0]] for name, s in x.items()},
+        np.zeros(4),
+        ["new", "four", "-", "--"],
     )
     lines = describe({"train": train, "test": test}).splitlines()
     assert [line for line in lines if "features" not in line] == [
         "train: 5 samples, labels 0 to 0",
         "  1 ids occur more than once: 'four' is one",
         "  2 samples equal others under another id: 'one' and 'three' are two",
-        "test: 3 samples, labels 0 to 0",
-        "  1 samples have no modality: '-' is one",
+        "test: 4 samples, labels 0 to 0",
+        "  2 samples have no modality: '-' is one",
         "train and test share 1 ids: 'four' is one",
         "train and test share 1 samples under different ids: 'two' and 'new' are two",
     ]

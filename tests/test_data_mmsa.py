@@ -248,6 +248,10 @@ def test_range_of_labels(tmp_path):
     assert load_changed(tmp_path, regression_labels=wide).labels.tolist() == [3, -3, 0]
 
 
+def test_whole_labels_are_numbers_like_others(tmp_path):
+    assert load_changed(tmp_path, regression_labels=[1, 0, -2]).labels.dtype == torch.float32
+
+
 def test_missing_labels_stay_nan(tmp_path):
     data = load_changed(tmp_path, regression_labels=[0.5, float("nan"), 1])
     assert data.labels.isnan().tolist() == [False, True, False]

@@ -134,7 +134,7 @@ def _columns(
     for name, place in (("audio", 2), ("vision", 1)):
         items = [features[place] for features, _, _ in samples]
         inputs[name] = read_ragged(f"{where} {name}", items, ids, lengths)
-    return Columns(inputs, labels.astype(np.float32), ids)
+    return Columns(inputs, labels, ids)
 
 
 def _check_sample(name: str, sample: Any) -> None:

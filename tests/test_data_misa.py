@@ -92,6 +92,13 @@ def test_every_step_is_real(tmp_path):
     assert data[2].inputs["audio"].isnan().all()
 
 
+def test_a_store(tmp_path):
+    path = write(tmp_path, make_samples())
+    data = load_misa(path, store=tmp_path / "store")["train"]
+    assert (tmp_path / "store").is_dir()
+    torch.testing.assert_close(data[1].inputs, load_misa(path)["train"][1].inputs)
+
+
 def test_range_of_labels_can_be_widened(tmp_path):
     samples = make_samples()
     samples[0] = (samples[0][0], 5.0, "a")

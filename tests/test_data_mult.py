@@ -117,6 +117,12 @@ def test_forms_of_labels(tmp_path, shape):
     assert load_changed(tmp_path, labels=labels).labels.dtype == torch.float32
 
 
+def test_a_store(tmp_path):
+    data = load(tmp_path, {"test": make_split()}, store=tmp_path / "store")["test"]
+    assert (tmp_path / "store").is_dir()
+    np.testing.assert_array_equal(data[1].inputs["text"], sequence("text", 1))
+
+
 def test_range_of_labels_can_be_widened(tmp_path):
     split = make_split() | {"labels": np.array([5.0, 0.0, 1.0])}
     assert load(tmp_path, {"train": split}, label_range=None)["train"].labels[0] == 5.0
@@ -173,6 +179,7 @@ BAD = [
         r"\(n, 1, 1\) or \(n, k, 2\), got \(3, 4, 3",
     ),
     ("no states", put(labels=STATES), r"one 1 and one 0, got \[1, 1\] in sample 1 \('v_1 1.5 2'\)"),
+    ("even states", put(labels=STATES * 0 + 0.5), r"one 1 and one 0, got \[0.5, 0.5\] in sample 0"),
     ("half states", put(labels=STATES / 2), r"one 1 and one 0, got \[0.5, 0.0\] in sample 0"),
     ("label out of range", put(labels=np.array([0, 0, 3.5])), r"got 3.5 in sample 2 \('w 0 9'\)"),
     (

@@ -346,6 +346,15 @@ def test_early_stopping_is_on_the_validation_split(monkeypatch, tmp_path, mmsa):
     assert len(rows) - 1 - int(np.argmin(maes)) == 2
 
 
+@pytest.fixture
+def interruptible():
+    """Let child processes be interrupted, also where the tests are a job in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_keeps_what_there_is(tmp_path):
     command = [sys.executable, "-u", str(EXAMPLES / "train.py"), "--out", str(tmp_path)]
     options = ["--width", "8", "--heads", "2", "--epochs", "10000", "--patience", "10000"]

@@ -443,10 +443,10 @@ def test_describe_does_not_list_many_classes():
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
 def test_describe_counts_overflow_and_idle_features(kind):
-    x = kind(np.array([[[0.0, 1e39, np.inf]], [[0.0, 1.0, -1e300]]]))
+    x = kind(np.array([[[0.0, 1e39, np.inf], [0.0] * 3], [[0.0, 1.0, -1e300], [0.0] * 3]]))
     lines = describe({"all": MultimodalDataset({"a": x}, [0.5, 0.5])}).splitlines()
     assert lines[1:] == [
-        "  a: 3 features, 1/1/1 steps (min/median/max), 3 infinite, 2 of them beyond float32, "
+        "  a: 3 features, 2/2/2 steps (min/median/max), 3 infinite, 2 of them beyond float32, "
         "1 features always 0"
     ]
 
@@ -473,6 +473,16 @@ def test_describe_finds_duplicates_and_leaks():
         "train and test share 1 ids: 'four' is one",
         "train and test share 1 samples under different ids: 'two' and 'new' are two",
     ]
+
+
+def test_describe_names_another_id_though_the_same_is_there_too():
+    x = np.ones((2, 1, 1))
+    train = MultimodalDataset({"a": x[:1]}, [0.0], ["one"])
+    test = MultimodalDataset({"a": x}, [0.0, 0.0], ["one", "two"])
+    lines = describe({"train": train, "test": test}).splitlines()
+    assert (
+        lines[-1] == "train and test share 1 samples under different ids: 'one' and 'two' are two"
+    )
 
 
 def test_describe_tells_contents_apart_that_are_the_same_bytes():

@@ -506,7 +506,8 @@ def test_other_errors_of_the_disk_are_left_alone(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("split", ["", ".", "..", "a/b", "../a", "a\\b", "a\0b"])
+@pytest.mark.parametrize("split", ["", ".", "..", "a/b", "../a", "a\\b", "a\0b", 3])
+@pytest.mark.usefixtures("unchecked")
 def test_split_names_must_be_file_names(tmp_path, split):
     with pytest.raises(ValueError, match="split names must be names of files, got"):
         build({split: columns()}, tmp_path / "store")

@@ -94,7 +94,7 @@ _OTHERS = [
             "fetch the file with git lfs pull",
         ),
         (
-            rb"(?i:\s*<(!doctype|html|head|\?xml))",
+            rb"(?i:\s*<(!doctype|html|\?xml))",
             "a web page instead of the file",
             "open it to see what the download asks for (a login, a confirmation), and "
             "download the file again",

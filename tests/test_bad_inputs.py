@@ -28,8 +28,9 @@ from tdmer.data import (
     load_mmsa,
     load_mult,
     load_pickle,
+    open_store,
+    write_store,
 )
-from tdmer.data.store import open_store, write_store
 from tdmer.fusion import TCPFusion, tcp_loss
 from tdmer.layers import CrossAttention, InputNormalization, masked_mean
 
@@ -194,7 +195,8 @@ CONTENT = [
     (
         "MISA: steps that differ",
         pickled(
-            load_misa, [((np.arange(3), np.ones((2, 4)), np.ones((3, 7)), ["a"] * 3), MISA_LABEL, "v")]
+            load_misa,
+            [((np.arange(3), np.ones((2, 4)), np.ones((3, 7)), ["a"] * 3), MISA_LABEL, "v")],
         ),
     ),
     ("MISA: a label that is none", pickled(load_misa, [(MISA_SAMPLE[0], "x", "v")])),

@@ -15,7 +15,11 @@ if not DOCS.exists():
 PACKAGES = ("tdmer", "tdmer.losses", "tdmer.layers", "tdmer.fusion", "tdmer.data")
 MODULES = ("tdmer.tasks", "tdmer.model", "tdmer.metrics")
 PAGES = ["../README.md", *sorted(path.relative_to(DOCS).as_posix() for path in DOCS.glob("*.md"))]
-NEEDS = {"quickstart.md": ["safetensors"], "trainer.md": ["transformers", "accelerate"]}
+NEEDS = {
+    "quickstart.md": ["safetensors"],
+    "data.md": ["safetensors"],
+    "trainer.md": ["transformers", "accelerate"],
+}
 
 FENCE = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MODULE = re.compile(r"^\.\. module:: (\S+)$", re.MULTILINE)

@@ -6,6 +6,7 @@ from tdmer.data.mmsa import load_mmsa
 from tdmer.data.mult import load_mult
 from tdmer.data.sampling import LengthBucketSampler
 from tdmer.data.sequences import from_arrays, from_sequences
+from tdmer.data.store import open_store, write_store
 from tdmer.data.synthetic import Synthetic, make_synthetic
 from tdmer.data.unpickling import load_pickle
 
@@ -24,4 +25,6 @@ __all__ = [
     "load_mult",
     "load_pickle",
     "make_synthetic",
+    "open_store",
+    "write_store",
 ]

@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from tdmer import TDMER, Sentiment, sentiment_metrics
-from tdmer.data import collate, load_mmsa
-from tdmer.data.store import open_store
+from tdmer.data import collate, load_mmsa, open_store
 
 
 def main() -> None:

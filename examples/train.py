@@ -49,8 +49,15 @@ from torch.utils.data import DataLoader
 
 import tdmer
 from tdmer import TDMER, Sentiment, TDMERLoss, sentiment_metrics
-from tdmer.data import Batch, MultimodalDataset, Sample, collate, load_mmsa, make_synthetic
-from tdmer.data.store import open_store
+from tdmer.data import (
+    Batch,
+    MultimodalDataset,
+    Sample,
+    collate,
+    load_mmsa,
+    make_synthetic,
+    open_store,
+)
 from tdmer.losses.objective import TERMS
 from tdmer.metrics import bootstrap_interval
 

@@ -16,8 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tdmer.data import load_mmsa
-from tdmer.data.store import write_store
+from tdmer.data import load_mmsa, write_store
 
 pytest.importorskip("matplotlib", reason="the examples need the extra 'examples'")
 

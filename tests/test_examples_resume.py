@@ -210,7 +210,9 @@ def test_content_reaches_the_disk_before_its_name(monkeypatch, tmp_path):
     fsync, replace = os.fsync, os.replace
 
     def synced(number):
-        calls.append(f"sync {Path(os.readlink(f'/proc/self/fd/{number}')).name}")
+        name = Path(os.readlink(f"/proc/self/fd/{number}")).name
+        calls.append(f"sync {name}")
+        assert name != "file.tmp" or os.fstat(number).st_size == len(b"content")
         fsync(number)
 
     def named(source, target):

@@ -51,8 +51,8 @@ def load_mult(
         Split name → data set with those of the modalities ``text``, ``audio`` and ``vision`` that
         the file has. Labels ``(n, 1, 1)`` are read as ``(n,)`` float32; those of IEMOCAP,
         ``(n, k, 2)`` with a one in the second column where an emotion is present, as ``(n, k)``
-        int64 of 0 and 1. The parts of an id are joined with blanks; without ids, samples have the
-        name of the split and a running number.
+        float32 of 0 and 1, as :class:`tdmer.tasks.MultiLabel` takes them. The parts of an id are
+        joined with blanks; without ids, samples have the name of the split and a running number.
 
     Raises:
         OSError: the file cannot be opened, or the store cannot be written.
@@ -103,7 +103,7 @@ def _one_row_each(name: str, values: Any) -> NDArray[Any]:
 def _labels(
     name: str, labels: NDArray[Any], ids: Sequence[str], label_range: tuple[float, float] | None
 ) -> NDArray[Any]:
-    """Return ``(n,)`` float32, or ``(n, k)`` int64 of 0 and 1 from pairs of states."""
+    """Return ``(n,)``, or ``(n, k)`` 0 and 1 from pairs of states."""
     if labels.ndim == 3 and labels.shape[2] == 2:
         present = labels[..., 1]
         wrong = ((present != 0) & (present != 1)) | (labels[..., 0] != 1 - present)
@@ -113,7 +113,7 @@ def _labels(
                 f"{name} must be pairs of one 1 and one 0, got {labels[number, place].tolist()} in "
                 f"{sample_name(number, ids)}"
             )
-        return present.astype(np.int64)
+        return present.astype(np.float32)
     if labels.size != len(labels):
         raise ValueError(f"{name} must have shape (n, 1, 1) or (n, k, 2), got {labels.shape}")
     return read_labels(name, labels.reshape(-1), ids, label_range).astype(np.float32)

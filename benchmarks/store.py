@@ -41,8 +41,8 @@ from tdmer.data import (
     describe,
     load_mmsa,
     load_pickle,
+    open_store,
 )
-from tdmer.data.store import open_store
 
 SHAPES = {"text": (50, 768), "audio": (500, 74), "vision": (500, 35)}
 SAMPLES = {"train": 16_326, "valid": 200, "test": 200}

@@ -133,6 +133,14 @@ def open_store(path: str | os.PathLike[str]) -> dict[str, MultimodalDataset]:
         ImportError: safetensors is not installed: ``pip install "tdmer[data]"``.
         ValueError: a file is damaged, of another format or version, or missing; when a sample is
             read, also: the file was changed or cut since.
+
+    Example:
+        >>> import tempfile
+        >>> data = MultimodalDataset({"audio": torch.ones(3, 2, 4)}, [0.5, -1.0, 2.0])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_store(f"{folder}/store", {"valid": data})
+        ...     open_store(f"{folder}/store")["valid"].lengths
+        {'audio': tensor([2, 2, 2])}
     """
     safe_open = _safetensors()
     folder = Path(path).absolute()

@@ -48,7 +48,7 @@ class LengthBucketSampler(Sampler[list[int]]):
         batch_size: int,
         *,
         shuffle: bool = True,
-        pool: int = 50,
+        pool: int = 100,
         seed: int = 0,
         num_replicas: int = 1,
         rank: int = 0,

@@ -5,9 +5,14 @@ import torch
 from torch import nn
 
 from tdmer import TDMER
-from tdmer.layers import CrossAttention, CrossModalBlock, zero_pads
+from tdmer.layers import CrossAttention, CrossModalBlock, cross_attention, zero_pads
 from tdmer.layers.dropout import Dropout
 from tests.ragged import ragged
+
+
+@pytest.fixture(params=[0, 2**20], ids=["by the kernel", "at once"], autouse=True)
+def few_scores(request, monkeypatch):
+    monkeypatch.setattr(cross_attention, "_FEW_SCORES", request.param)
 
 
 def same_weights(width, heads):

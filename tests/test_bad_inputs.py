@@ -409,7 +409,7 @@ def table(folder: Path) -> str:
             place.mkdir()
             error, message = answer(Bad(group, *case), place)
             cell = message.replace("|", "\\|").replace("\n", " ")
-            lines.append(f"| {case[0]} | `{type(error).__name__}`: {cell} |")
+            lines.append(f"| {case[0]} | `{type(error).__name__}: {cell}` |")
         lines.append("")
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tdmer.data.dataset import MultimodalDataset
-from tdmer.data.sequences import (
+from tdmer.data.reading import (
     assemble,
     check_options,
     check_split,

@@ -19,7 +19,7 @@ from tdmer.data.padding import (
     spans_from_mask,
     spans_from_zeros,
 )
-from tdmer.data.sequences import (
+from tdmer.data.reading import (
     assemble,
     check_keys,
     check_options,

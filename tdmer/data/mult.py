@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tdmer.data.dataset import MultimodalDataset
 from tdmer.data.padding import cut, find_extent, sample_name, spans_from_zeros
-from tdmer.data.sequences import (
+from tdmer.data.reading import (
     assemble,
     check_keys,
     check_options,

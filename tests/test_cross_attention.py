@@ -6,7 +6,7 @@ from torch import nn
 
 from tdmer import TDMER
 from tdmer.layers import CrossAttention, CrossModalBlock, cross_attention, zero_pads
-from tdmer.layers.dropout import Dropout
+from tdmer.layers.dropout import Dropout, ReLUDropout
 from tests.ragged import ragged
 
 
@@ -225,3 +225,55 @@ class TestDropout:
     def test_bad_probability(self):
         with pytest.raises(ValueError, match=r"p must be in \[0.0, 1.0\), got 1.0"):
             Dropout(1.0)
+
+
+class TestReLUDropout:
+    @pytest.mark.parametrize("p", [0.0, 0.3, 0.9])
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    def test_equals_one_after_the_other(self, p, training, dtype):
+        torch.manual_seed(0)
+        x = torch.randn(30, 41, dtype=dtype).t().requires_grad_()
+        weights = torch.randn(41, 30, dtype=dtype)
+        found = []
+        for layer in (ReLUDropout(p), nn.Sequential(nn.ReLU(), Dropout(p))):
+            torch.manual_seed(1)
+            out = layer.train(training)(x)
+            (grad,) = torch.autograd.grad((out * weights).sum(), x)
+            found.append((out, grad))
+        for one, other in zip(*found, strict=True):
+            assert one.dtype == dtype
+            assert torch.equal(one, other)
+
+    def test_a_second_gradient(self):
+        layer = ReLUDropout(0.5).double()
+        x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+
+        def drawn_alike(x):
+            torch.manual_seed(0)
+            return layer(x).square()
+
+        assert torch.autograd.gradcheck(drawn_alike, x)
+        assert torch.autograd.gradgradcheck(drawn_alike, x)
+
+    def test_one_tensor_is_kept(self):
+        kept = []
+        x = torch.randn(20, 30, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            out = ReLUDropout(0.5)(x)
+            out @ torch.randn(30, 3, requires_grad=True)
+        assert {t.data_ptr() for t in kept if t.shape == x.shape} == {out.data_ptr()}
+
+    def test_nan_is_not_hidden(self):
+        torch.manual_seed(0)
+        assert ReLUDropout(0.5)(torch.full((8, 8), float("nan"))).isnan().all()
+
+    @pytest.mark.usefixtures("unchecked")
+    def test_compiled_and_per_sample(self):
+        torch.manual_seed(0)
+        layer = ReLUDropout(0.5)
+        x = torch.ones(20, 20)
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        mapped = torch.func.vmap(layer, randomness="different")
+        for out in (compiled(x), mapped(x)):
+            assert set(out.unique().tolist()) == {0.0, 2.0}

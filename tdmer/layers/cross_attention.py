@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tdmer._checks import check_count, check_features, check_mask, check_names, check_real
-from tdmer.layers.dropout import Dropout
+from tdmer.layers.dropout import Dropout, ReLUDropout
 from tdmer.layers.pooling import is_readable, zero_pads
 
 # On a CPU, scores of 4 MB or less stay in the cache: plain products beat the kernel in blocks.
@@ -128,10 +128,10 @@ class CrossAttention(nn.Module):
         width = query.shape[-1] // self.heads
         # The CPU multiplies slowly where a head is not a multiple of 16 features wide.
         pad = -width % 16 if query.device.type == "cpu" else 0
-        query, key, value = (
-            F.pad(x.view(*x.shape[:2], self.heads, width), (0, pad)).transpose(1, 2)
-            for x in (query, key, value)
-        )
+        query, key, value = (x.view(*x.shape[:2], self.heads, width) for x in (query, key, value))
+        if pad:  # F.pad copies even where it adds nothing.
+            query, key, value = (F.pad(x, (0, pad)) for x in (query, key, value))
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         keys = present = None
         if mask is not None:
             # A softmax over no key at all is undefined: such rows attend to everything, then are 0.
@@ -208,8 +208,7 @@ class CrossModalBlock(nn.Module):
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, 4 * width),
-            nn.ReLU(),
-            Dropout(dropout),
+            ReLUDropout(dropout),
             nn.Linear(4 * width, width),
         )
         self.dropout = Dropout(dropout)

@@ -165,6 +165,19 @@ class TestPrecision:
         torch.autograd.gradcheck(lambda t, s: attention(t, {"s": s}, {"s": mask}), inputs)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_positions_kept_from_inference_serve_training():
+    cross_attention._kept_positions.cache_clear()
+    attention = CrossAttention(["s"], 8, 2)
+    target, source = torch.randn(2, 5, 8), {"s": torch.randn(2, 6, 8)}
+    with torch.inference_mode():
+        first = attention(target, source)
+    out = attention(target, source)
+    out.sum().backward()
+    assert torch.equal(out, first)
+    assert cross_attention._kept_positions.cache_info().hits == 2
+
+
 class TestDropout:
     @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -1,6 +1,7 @@
 """Cross-modal attention: private features of one modality enhanced by those of the others."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float
@@ -155,7 +156,14 @@ def _attend_at_once(
 
 
 def _positions(x: Tensor) -> Tensor:
-    return sinusoidal_positions(x.shape[1], x.shape[2]).to(x)
+    positions = _kept_positions if is_readable(x) else sinusoidal_positions
+    return positions(x.shape[1], x.shape[2]).to(x)
+
+
+@lru_cache(maxsize=32)
+def _kept_positions(length: int, width: int) -> Tensor:
+    with torch.inference_mode(False):  # a tensor of inference mode could not be trained with
+        return sinusoidal_positions(length, width)
 
 
 def _without_hidden(

@@ -103,41 +103,36 @@ class CrossAttention(nn.Module):
             raise ValueError(f"sources must be {list(self.sources)}, got {list(sources)}")
         if self.positions:
             target = target + _positions(target)
-        queries = self._by_head(self.query(target), len(self.sources))
+        queries = self.query(target)
         found, reached = [], []
-        for name, query in zip(self.sources, queries, strict=True):
+        for name, query in zip(self.sources, queries.split(width, dim=-1), strict=True):
             source, mask = sources[name], None if masks is None else masks.get(name)
             check_features(f"sources[{name!r}]", source, ndim=3, width=width)
             check_mask(f"masks[{name!r}]", mask, source.shape[:2])
             projection = self.key_value[name]
-            both = projection(zero_pads(source, mask))
+            key, value = projection(zero_pads(source, mask)).split(width, dim=-1)
             if self.positions:
                 # W (x + positions) = W x + W positions: the values, which share W x, have none.
                 weight = projection.get_parameter("weight")[:width]
-                both = both + F.pad(F.linear(_positions(source), weight), (0, width))
-            reached.append(mask)
-            if mask is not None and is_readable(mask):
-                both, mask = _without_hidden(both, mask)
-            key, value = self._by_head(both, 2)
+                key = key + F.linear(_positions(source), weight)
             found.append(self._attend(query, key, value, mask))
+            reached.append(mask)
         summed: Tensor = self.out(torch.cat(found, dim=-1))
         present = [mask.any(dim=1) for mask in reached if mask is not None]
         if len(present) < len(reached):
             return summed
         return _zero_samples(summed, torch.stack(present).any(dim=0))
 
-    def _by_head(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """Split ``(b, t, parts * d)`` into parts of ``(b, heads, t, d_head)``, padded on a CPU."""
-        width = self.out.out_features // self.heads
-        x = x.view(*x.shape[:2], parts, self.heads, width)
-        # The CPU multiplies slowly where a head is not a multiple of 16 features wide.
-        pad = -width % 16 if x.device.type == "cpu" else 0
-        if pad:  # F.pad copies even where it adds nothing.
-            x = F.pad(x, (0, pad))
-        return x.transpose(1, 3).unbind(2)
-
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        width = self.out.out_features // self.heads
+        if mask is not None and is_readable(mask):
+            key, value, mask = _without_hidden(key, value, mask)
+        width = query.shape[-1] // self.heads
+        # The CPU multiplies slowly where a head is not a multiple of 16 features wide.
+        pad = -width % 16 if query.device.type == "cpu" else 0
+        query, key, value = (x.view(*x.shape[:2], self.heads, width) for x in (query, key, value))
+        if pad:  # F.pad copies even where it adds nothing.
+            query, key, value = (F.pad(x, (0, pad)) for x in (query, key, value))
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         keys = present = None
         if mask is not None:
             # A softmax over no key at all is undefined: such rows attend to everything, then are 0.
@@ -171,15 +166,17 @@ def _kept_positions(length: int, width: int) -> Tensor:
         return sinusoidal_positions(length, width)
 
 
-def _without_hidden(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+def _without_hidden(
+    key: Tensor, value: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Bring the real steps to the front and cut what no sample needs; no mask where all is real."""
     steps = mask.sum(dim=1).tolist()
     longest = max(1, *steps) if steps else 1
     if longest < mask.shape[1]:
         order = mask.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]
         rows = torch.arange(len(mask)).unsqueeze(1)
-        x, mask = x[rows, order], mask[rows, order]
-    return x, None if min(steps, default=0) == longest else mask
+        key, value, mask = key[rows, order], value[rows, order], mask[rows, order]
+    return key, value, None if min(steps, default=0) == longest else mask
 
 
 def _zero_samples(x: Tensor, present: Tensor) -> Tensor:

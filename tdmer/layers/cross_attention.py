@@ -162,7 +162,8 @@ def _positions(x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _kept_positions(length: int, width: int) -> Tensor:
-    with torch.inference_mode(False):  # a tensor of inference mode could not be trained with
+    # Made where no later call is surprised: a tensor of inference mode could not be trained with.
+    with torch.inference_mode(False), torch.device("cpu"):
         return sinusoidal_positions(length, width)
 
 

@@ -10,10 +10,12 @@ from torch.nn import functional as F
 
 from tdmer._checks import check_count, check_features, check_mask, check_names, check_real
 from tdmer.layers.dropout import Dropout, ReLUDropout
-from tdmer.layers.pooling import is_readable, zero_pads
+from tdmer.layers.pooling import is_readable, unless_full, zero_pads
 
 # On a CPU, scores of 4 MB or less stay in the cache: plain products beat the kernel in blocks.
 _FEW_SCORES = 2**20
+# Entries of float32 in the widest vectors of a CPU.
+_VECTOR = 16
 
 
 def sinusoidal_positions(length: int, width: int) -> Float[Tensor, "t d"]:
@@ -117,42 +119,54 @@ class CrossAttention(nn.Module):
                 key = key + F.linear(_positions(source), weight)
             found.append(self._attend(query, key, value, mask))
             reached.append(mask)
-        summed: Tensor = self.out(torch.cat(found, dim=-1))
+        summed: Tensor = self.out(torch.cat(found, dim=2).flatten(2))
         present = [mask.any(dim=1) for mask in reached if mask is not None]
         if len(present) < len(reached):
             return summed
         return _zero_samples(summed, torch.stack(present).any(dim=0))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Return what each head finds, ``(b, t, heads, d / heads)``; 0 where there is no key."""
         if mask is not None and is_readable(mask):
             key, value, mask = _without_hidden(key, value, mask)
-        width = query.shape[-1] // self.heads
-        # The CPU multiplies slowly where a head is not a multiple of 16 features wide.
-        pad = -width % 16 if query.device.type == "cpu" else 0
-        query, key, value = (x.view(*x.shape[:2], self.heads, width) for x in (query, key, value))
-        if pad:  # F.pad copies even where it adds nothing.
-            query, key, value = (F.pad(x, (0, pad)) for x in (query, key, value))
-        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        query, key, value = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value)
+        )
         keys = present = None
         if mask is not None:
             # A softmax over no key at all is undefined: such rows attend to everything, then are 0.
             present = mask.any(dim=1)
             keys = (mask | ~present.unsqueeze(1))[:, None, None, :]
         few = is_readable(query) and query.shape[:3].numel() * key.shape[2] <= _FEW_SCORES
-        attend = _attend_at_once if few else F.scaled_dot_product_attention
-        found = attend(query, key, value, attn_mask=keys, scale=width**-0.5)
-        found = found[..., :width].transpose(1, 2).flatten(2)
+        found = (_attend_at_once if few else _attend_in_blocks)(query, key, value, keys)
+        found = found.transpose(1, 2)
         return found if present is None else _zero_samples(found, present)
 
 
-def _attend_at_once(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float
-) -> Tensor:
+def _attend_at_once(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
     """Scaled dot-product attention whose scores are kept."""
-    scores = (query * scale) @ key.transpose(2, 3)
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf)
-    return scores.softmax(dim=-1) @ value
+    query = query * query.shape[-1] ** -0.5
+    if key.shape[2] >= _VECTOR:
+        scores = query @ key.transpose(2, 3)
+        if keys is not None:
+            scores = scores.masked_fill_(~keys, -torch.inf)
+        return scores.softmax(dim=3) @ value
+    # Queries along the rows: a softmax over rows shorter than a vector is ten times slower.
+    scores = key @ query.transpose(2, 3)
+    if keys is not None:
+        scores = scores.masked_fill_(~keys.transpose(2, 3), -torch.inf)
+    return scores.softmax(dim=2).transpose(2, 3) @ value
+
+
+def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
+    """Scaled dot-product attention by PyTorch's kernel, which keeps no scores."""
+    width = query.shape[-1]
+    # The CPU multiplies slowly where a head is not a multiple of 16 features wide.
+    pad = -width % _VECTOR if query.device.type == "cpu" else 0
+    if pad:  # F.pad copies even where it adds nothing.
+        query, key, value = (F.pad(x, (0, pad)) for x in (query, key, value))
+    found = F.scaled_dot_product_attention(query, key, value, attn_mask=keys, scale=width**-0.5)
+    return found[..., :width]
 
 
 def _positions(x: Tensor) -> Tensor:
@@ -181,7 +195,8 @@ def _without_hidden(
 
 
 def _zero_samples(x: Tensor, present: Tensor) -> Tensor:
-    return zero_pads(x, present.unsqueeze(1).expand(x.shape[:2]))
+    needed = unless_full(present)
+    return x if needed is None else x.masked_fill(~needed.view(-1, *[1] * (x.ndim - 1)), 0.0)
 
 
 class CrossModalBlock(nn.Module):

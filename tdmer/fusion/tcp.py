@@ -112,10 +112,7 @@ def confidence_loss(
     check_features("weights", weights, ndim=1)
     check_same_shape("tcp", tcp, "weights", weights)
     check_mask("mask", mask, weights.shape)
-    difference = weights - tcp.detach()
-    if mask is not None:
-        difference = difference.masked_fill(~mask, 0.0)
-    return _mean_where(difference.square(), mask)
+    return _mean_where(_squared_error(weights, tcp, mask), mask)
 
 
 def tcp_loss(
@@ -156,22 +153,33 @@ def tcp_loss(
         raise ValueError(
             f"weights must name the branches of logits, {list(logits)}, got {list(weights)}"
         )
-    labelled = task.labelled(labels)
-    terms = []
+    first = next(iter(logits))
     for name, scores in logits.items():
-        here = None if present is None else present.get(name)
-        scores = zero_pads(scores, here)
-        counts = labelled if here is None else labelled & here
-        terms.append(_mean_where(task(scores, labels), counts))
-        tcp = task.true_class_probability(scores.detach(), labels)
-        terms.append(confidence_loss(weights[name].to(tcp), tcp, mask=counts))
-    return torch.stack(terms).sum()
+        check_features(f"logits[{name!r}]", scores, ndim=2)
+        check_same_shape(f"logits[{name!r}]", scores, f"logits[{first!r}]", logits[first])
+        check_features(f"weights[{name!r}]", weights[name], ndim=1)
+    # All branches at once: what the task makes of the labels is made of them together.
+    labelled = task.labelled(labels)
+    masks = [None if present is None else present.get(name) for name in logits]
+    counts = torch.stack([labelled if here is None else labelled & here for here in masks])
+    scores = zero_pads(torch.stack(list(logits.values())), counts).flatten(0, 1)
+    repeated = labels.repeat(len(logits), *[1] * (labels.ndim - 1))
+    losses = task(scores, repeated).view_as(counts)
+    tcp = task.true_class_probability(scores.detach(), repeated).view_as(counts)
+    confidence = torch.stack([weights[name] for name in logits]).to(tcp)
+    return _mean_where(losses + _squared_error(confidence, tcp, counts), counts).sum()
+
+
+def _squared_error(weights: Tensor, tcp: Tensor, mask: Tensor | None) -> Tensor:
+    difference = weights - tcp.detach()
+    return (difference if mask is None else difference.masked_fill(~mask, 0.0)).square()
 
 
 def _mean_where(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean along the last axis where the mask is True; 0 where it is nowhere."""
     if mask is None:
-        return values.sum() / max(values.numel(), 1)
-    return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+        return values.sum(dim=-1) / max(values.shape[-1], 1)
+    return values.masked_fill(~mask, 0.0).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)
 
 
 class TCPLoss(nn.Module):

@@ -101,8 +101,7 @@ class CrossAttention(nn.Module):
         """
         width = self.out.out_features
         check_features("target", target, ndim=3, width=width)
-        if set(sources) != set(self.sources):
-            raise ValueError(f"sources must be {list(self.sources)}, got {list(sources)}")
+        _check_sources(sources, self.sources)
         if self.positions:
             target = target + _positions(target)
         queries = self.query(target)
@@ -130,7 +129,7 @@ class CrossAttention(nn.Module):
         if mask is not None and is_readable(mask):
             key, value, mask = _without_hidden(key, value, mask)
         query, key, value = (
-            x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value)
+            x.view(*x.shape[:2], self.heads, -1).transpose(1, 2) for x in (query, key, value)
         )
         keys = present = None
         if mask is not None:
@@ -169,6 +168,11 @@ def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | 
     return found[..., :width]
 
 
+def _check_sources(sources: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    if set(sources) != set(names):
+        raise ValueError(f"sources must be {list(names)}, got {list(sources)}")
+
+
 def _positions(x: Tensor) -> Tensor:
     positions = _kept_positions if is_readable(x) else sinusoidal_positions
     return positions(x.shape[1], x.shape[2]).to(x)
@@ -202,6 +206,8 @@ def _zero_samples(x: Tensor, present: Tensor) -> Tensor:
 class CrossModalBlock(nn.Module):
     """Pre-norm block: cross-attention to the sources, then a feed-forward net, both residual.
 
+    The target is normalised before each; the sources are taken as they are.
+
     Args:
         sources: Names of the sources.
         width: Width ``d`` of target and sources, a multiple of ``heads``.
@@ -228,7 +234,6 @@ class CrossModalBlock(nn.Module):
         check_real("dropout", dropout, below=1.0)
         self.attention = CrossAttention(sources, width, heads, positions=positions)
         self.target_norm = nn.LayerNorm(width)
-        self.source_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in sources})
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, 4 * width),
@@ -245,19 +250,14 @@ class CrossModalBlock(nn.Module):
         source_masks: Mapping[str, Bool[Tensor, "b _"] | None] | None = None,
     ) -> Float[Tensor, "b t d"]:
         """Enhance the target; its length and mask stay, its padded steps are 0."""
-        masks = {} if source_masks is None else source_masks
         target = zero_pads(target, target_mask)
-        normed = {
-            name: self.source_norms[name](zero_pads(sources[name], masks.get(name)))
-            for name in sources
-        }
-        update = self.attention(self.target_norm(target), normed, masks)
+        update = self.attention(self.target_norm(target), sources, source_masks)
         target = target + self.dropout(update)
         return zero_pads(target + self.dropout(self.feed_forward(target)), target_mask)
 
 
 class CrossModalEncoder(nn.Module):
-    """Stack of cross-modal blocks for one target; every block sees the same sources.
+    """Stack of cross-modal blocks for one target; all see the same sources, normalised once.
 
     Args:
         sources: Names of the sources.
@@ -284,7 +284,11 @@ class CrossModalEncoder(nn.Module):
         positions: bool = True,
     ) -> None:
         super().__init__()
+        check_names("sources", sources)
         check_count("layers", layers, least=0)
+        self.sources = tuple(sources)
+        normed = self.sources if layers else ()
+        self.source_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in normed})
         self.blocks = nn.ModuleList(
             CrossModalBlock(sources, width, heads, dropout=dropout, positions=positions)
             for _ in range(layers)
@@ -298,7 +302,14 @@ class CrossModalEncoder(nn.Module):
         source_masks: Mapping[str, Bool[Tensor, "b _"] | None] | None = None,
     ) -> Float[Tensor, "b t d"]:
         """Enhance the target; its length and mask stay, its padded steps are 0."""
-        target = zero_pads(target, target_mask)
+        _check_sources(sources, self.sources)
+        if not self.blocks:
+            return zero_pads(target, target_mask)
+        masks = {} if source_masks is None else source_masks
+        normed = {
+            name: norm(zero_pads(sources[name], masks.get(name)))
+            for name, norm in self.source_norms.items()
+        }
         for block in self.blocks:
-            target = block(target, sources, target_mask, source_masks)
+            target = block(target, normed, target_mask, masks)
         return target

@@ -10,9 +10,15 @@ from tdmer.layers.dropout import Dropout, ReLUDropout
 from tests.ragged import ragged
 
 
-@pytest.fixture(params=[0, 2**20], ids=["by the kernel", "at once"], autouse=True)
-def few_scores(request, monkeypatch):
-    monkeypatch.setattr(cross_attention, "_FEW_SCORES", request.param)
+@pytest.fixture(
+    params=[(0, 16), (2**20, 16), (2**20, 1)],
+    ids=["by the kernel", "at once, few keys", "at once, many keys"],
+    autouse=True,
+)
+def path(request, monkeypatch):
+    few_scores, vector = request.param
+    monkeypatch.setattr(cross_attention, "_FEW_SCORES", few_scores)
+    monkeypatch.setattr(cross_attention, "_VECTOR", vector)
 
 
 def same_weights(width, heads):

@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from torch.autograd import gradcheck
 
 from tdmer.fusion import (
@@ -16,7 +16,7 @@ from tdmer.fusion import (
     tcp_loss,
     true_class_probability,
 )
-from tdmer.tasks import Classification
+from tdmer.tasks import Classification, MultiLabel
 
 NAN = float("nan")
 
@@ -108,6 +108,34 @@ class TestTCPLoss:
         )
         assert loss.item() == pytest.approx(expected, rel=1e-6)
 
+    def test_several_labels_per_sample(self):
+        labels = torch.tensor([[0.0, 1.0, NAN], [NAN, NAN, NAN], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+        expected = 0.0
+        for name, rows in {"a": [0, 2, 3], "b": [0, 2, 3]}.items():
+            sure = expit(self.logits[name][rows].double().numpy())
+            truth = labels[rows].double().numpy()
+            right = np.where(truth == 1, sure, 1 - sure)
+            right = np.ma.masked_array(right, np.isnan(truth))
+            expected += -np.log(right).mean(axis=1).mean()
+            weights = self.weights[name][rows].numpy()
+            expected += np.square(weights - right.mean(axis=1)).mean()
+        loss = tcp_loss(MultiLabel(), self.logits, self.weights, labels)
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+    def test_the_task_is_asked_once_for_all_branches(self):
+        class Counting(Classification):
+            asked = 0
+
+            def labelled(self, labels):
+                self.asked += 1
+                return super().labelled(labels)
+
+        tasks = [Counting(), Counting()]
+        for task, names in zip(tasks, ("a", "ab"), strict=True):
+            logits, weights = ({n: x[n] for n in names} for x in (self.logits, self.weights))
+            tcp_loss(task, logits, weights, self.labels)
+        assert tasks[0].asked == tasks[1].asked > 0
+
     def test_module_equals_function(self):
         task = Classification()
         arguments = (self.logits, self.weights, self.labels)
@@ -144,6 +172,34 @@ class TestTCPLoss:
     def test_bad_input(self):
         with pytest.raises(ValueError, match="weights must name the branches of logits"):
             tcp_loss(Classification(), self.logits, {"a": self.weights["a"]}, self.labels)
+        odd = {
+            r"logits\['b'\] must have the shape of logits\['a'\], \(4, 3\), got \(4, 2\)": (
+                self.logits | {"b": torch.zeros(4, 2)},
+                self.weights,
+                self.labels,
+            ),
+            r"weights\['b'\] must have shape \(4,\), got \(3,\)": (
+                self.logits,
+                self.weights | {"b": torch.zeros(3)},
+                self.labels,
+            ),
+            r"labels must be of 4 samples, got shape \(3,\)": (
+                self.logits,
+                self.weights,
+                self.labels[:3],
+            ),
+        }
+        for message, arguments in odd.items():
+            with pytest.raises(ValueError, match=message):
+                tcp_loss(Classification(), *arguments)
+        with pytest.raises(ValueError, match=r"present\['b'\] must have shape \(4,\), got \(3,\)"):
+            tcp_loss(
+                Classification(),
+                self.logits,
+                self.weights,
+                self.labels,
+                present={"b": torch.ones(3, dtype=torch.bool)},
+            )
 
 
 @pytest.mark.parametrize("kind", [TCPFusion, MeanFusion])

@@ -11,6 +11,7 @@ from torch import nn
 from tdmer.layers import (
     CrossAttention,
     CrossModalBlock,
+    CrossModalEncoder,
     Decoupler,
     EdgeWeights,
     InputNormalization,
@@ -343,6 +344,67 @@ class TestCrossModalBlock:
         target = torch.randn(2, 3, 8)
         one, two = (block(target, {"s": torch.randn(2, 4, 8)}) for _ in range(2))
         assert (one - two).abs().max() > 1e-3
+
+
+class TestCrossModalEncoder:
+    @staticmethod
+    def inputs():
+        (target, tm), (a, am), (b, bm) = (ragged(3, t, 8, seed=t) for t in (5, 7, 4))
+        return target, {"a": a, "b": b}, tm, {"a": am, "b": bm}
+
+    def test_blocks_follow_one_another_on_normalised_sources(self):
+        torch.manual_seed(0)
+        encoder = CrossModalEncoder(["a", "b"], 8, 2, layers=3)
+        for norm in encoder.source_norms.values():
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+        target, sources, tm, masks = self.inputs()
+        normed = {}
+        for name, x in sources.items():
+            x, norm = zero_pads(x, masks[name]), encoder.source_norms[name]
+            x = (x - x.mean(-1, keepdim=True)) / (
+                x.var(-1, correction=0, keepdim=True) + 1e-5
+            ).sqrt()
+            normed[name] = x * norm.weight + norm.bias
+        expected = target
+        for block in encoder.blocks:
+            expected = block(expected, normed, tm, masks)
+        found = encoder(target, sources, tm, masks)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+    def test_pads_change_nothing(self):
+        torch.manual_seed(0)
+        encoder = CrossModalEncoder(["a", "b"], 8, 2, layers=2)
+        target, sources, tm, masks = self.inputs()
+        found = []
+        for steps, fill in ((0, 0.0), (4, NAN), (2, INF)):
+            encoder.zero_grad()
+            t, t_mask = with_pads(target, tm, steps, fill)
+            padded = {n: with_pads(x, masks[n], steps, fill) for n, x in sources.items()}
+            inputs = {n: x.requires_grad_() for n, (x, _) in padded.items()}
+            out = encoder(t, inputs, t_mask, {n: mask for n, (_, mask) in padded.items()})
+            assert not out[~t_mask].any()
+            out.square().sum().backward()
+            reached = [x.grad[:, : sources[n].shape[1]] for n, x in inputs.items()]
+            found.append([out[:, :5], *reached, *gradients(encoder)])
+        for other in found[1:]:
+            for one, two in zip(found[0], other, strict=True):
+                torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+
+    def test_no_layer_has_no_weight_and_changes_nothing(self):
+        encoder = CrossModalEncoder(["a", "b"], 8, 2, layers=0)
+        target, sources, tm, masks = self.inputs()
+        assert not list(encoder.parameters())
+        assert torch.equal(encoder(target, sources, tm, masks), zero_pads(target, tm))
+
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize("layers", [0, 1])
+    def test_bad_input(self, layers):
+        encoder = CrossModalEncoder(["a"], 8, 2, layers=layers)
+        with pytest.raises(ValueError, match=r"sources must be \['a'\], got \['b'\]"):
+            encoder(torch.zeros(1, 2, 8), {"b": torch.zeros(1, 2, 8)})
+        with pytest.raises(ValueError, match="sources must hold at least 1 different names"):
+            CrossModalEncoder([], 8, 2, layers=layers)
 
 
 class TestEdgeWeights:

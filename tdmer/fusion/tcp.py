@@ -14,6 +14,7 @@ from tdmer._checks import (
     check_names,
     check_real,
     check_same_shape,
+    check_weights,
 )
 from tdmer.layers.pooling import zero_pads
 
@@ -138,7 +139,8 @@ def tcp_loss(
         A scalar of at least 0.
 
     Raises:
-        ValueError: ``logits`` and ``weights`` do not name the same branches.
+        TypeError: ``logits`` or ``weights`` are not floating point, or ``present`` is not bool.
+        ValueError: ``logits`` and ``weights`` do not name the same branches, or shapes do not fit.
 
     Source:
         Xu et al., "TDMER", ICASSP 2025, Eqs. 10-12.
@@ -153,14 +155,19 @@ def tcp_loss(
         raise ValueError(
             f"weights must name the branches of logits, {list(logits)}, got {list(weights)}"
         )
+    masks = [None if present is None else present.get(name) for name in logits]
     first = next(iter(logits))
-    for name, scores in logits.items():
+    for (name, scores), here in zip(logits.items(), masks, strict=True):
         check_features(f"logits[{name!r}]", scores, ndim=2)
         check_same_shape(f"logits[{name!r}]", scores, f"logits[{first!r}]", logits[first])
-        check_features(f"weights[{name!r}]", weights[name], ndim=1)
-    # All branches at once: what the task makes of the labels is made of them together.
+        check_weights(f"weights[{name!r}]", weights[name], scores.shape[:1])
+        check_mask(f"present[{name!r}]", here, scores.shape[:1])
+    if labels.shape[:1] != logits[first].shape[:1]:
+        raise ValueError(
+            f"labels must be of {len(logits[first])} samples, got shape {tuple(labels.shape)}"
+        )
+    # All branches at once: what the task makes of the labels is made only once.
     labelled = task.labelled(labels)
-    masks = [None if present is None else present.get(name) for name in logits]
     counts = torch.stack([labelled if here is None else labelled & here for here in masks])
     scores = zero_pads(torch.stack(list(logits.values())), counts).flatten(0, 1)
     repeated = labels.repeat(len(logits), *[1] * (labels.ndim - 1))

@@ -128,8 +128,9 @@ class CrossAttention(nn.Module):
         """Return what each head finds, ``(b, t, heads, d / heads)``; 0 where there is no key."""
         if mask is not None and is_readable(mask):
             key, value, mask = _without_hidden(key, value, mask)
+        width = query.shape[-1] // self.heads
         query, key, value = (
-            x.view(*x.shape[:2], self.heads, -1).transpose(1, 2) for x in (query, key, value)
+            x.view(*x.shape[:2], self.heads, width).transpose(1, 2) for x in (query, key, value)
         )
         keys = present = None
         if mask is not None:

@@ -103,9 +103,8 @@ class TestTCPLoss:
             tcp = tcp[range(len(rows)), labels]
             expected += -np.log(tcp).mean()
             expected += np.square(self.weights[name][rows].numpy() - tcp).mean()
-        loss = tcp_loss(
-            Classification(), self.logits, self.weights, self.labels, present=self.present
-        )
+        weights = dict(reversed(self.weights.items()))  # by name, in any order
+        loss = tcp_loss(Classification(), self.logits, weights, self.labels, present=self.present)
         assert loss.item() == pytest.approx(expected, rel=1e-6)
 
     def test_several_labels_per_sample(self):

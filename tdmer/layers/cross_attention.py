@@ -14,8 +14,9 @@ from tdmer.layers.pooling import is_readable, unless_full, zero_pads
 
 # On a CPU, scores of 4 MB or less stay in the cache: plain products beat the kernel in blocks.
 _FEW_SCORES = 2**20
-# Entries of float32 in the widest vectors of a CPU.
+# Entries of float32 in the widest vectors of a CPU, and the keys from which a softmax uses them.
 _VECTOR = 16
+_FEW_KEYS = 16
 
 
 def sinusoidal_positions(length: int, width: int) -> Float[Tensor, "t d"]:
@@ -137,8 +138,10 @@ class CrossAttention(nn.Module):
             # A softmax over no key at all is undefined: such rows attend to everything, then are 0.
             present = mask.any(dim=1)
             keys = (mask | ~present.unsqueeze(1))[:, None, None, :]
-        few = is_readable(query) and query.shape[:3].numel() * key.shape[2] <= _FEW_SCORES
-        found = (_attend_at_once if few else _attend_in_blocks)(query, key, value, keys)
+        at_once = is_readable(query) and (
+            key.shape[2] < _FEW_KEYS or query.shape[:3].numel() * key.shape[2] <= _FEW_SCORES
+        )
+        found = (_attend_at_once if at_once else _attend_in_blocks)(query, key, value, keys)
         found = found.transpose(1, 2)
         return found if present is None else _zero_samples(found, present)
 
@@ -146,12 +149,13 @@ class CrossAttention(nn.Module):
 def _attend_at_once(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
     """Scaled dot-product attention whose scores are kept."""
     query = query * query.shape[-1] ** -0.5
-    if key.shape[2] >= _VECTOR:
+    if key.shape[2] >= _FEW_KEYS:
         scores = query @ key.transpose(2, 3)
         if keys is not None:
             scores = scores.masked_fill_(~keys, -torch.inf)
         return scores.softmax(dim=3) @ value
-    # Queries along the rows: a softmax over rows shorter than a vector is ten times slower.
+    # Queries along the rows: a softmax over rows shorter than a vector is ten times slower. It
+    # beats the kernel for any number of queries.
     scores = key @ query.transpose(2, 3)
     if keys is not None:
         scores = scores.masked_fill_(~keys.transpose(2, 3), -torch.inf)

@@ -77,6 +77,23 @@ class TestParity:
                 alone.out.weight[:, slice(0, 8) if gone == "a" else slice(8, 16)] = 0.0
             torch.testing.assert_close(found[row], alone(target, sources)[row])
 
+    @pytest.mark.parametrize(("keys", "few_scores"), [(15, 0), (16, 0), (16, 2 * 2 * 3 * 16)])
+    def test_the_kernel_where_keys_and_scores_are_many(self, keys, few_scores, monkeypatch):
+        monkeypatch.setattr(cross_attention, "_FEW_KEYS", 16)
+        monkeypatch.setattr(cross_attention, "_FEW_SCORES", few_scores)
+        called = []
+        for name in ("_attend_at_once", "_attend_in_blocks"):
+            original = getattr(cross_attention, name)
+            monkeypatch.setattr(
+                cross_attention,
+                name,
+                lambda *args, name=name, original=original: called.append(name) or original(*args),
+            )
+        ours, _ = same_weights(8, 2)
+        ours(torch.randn(2, 3, 8), {"s": torch.randn(2, keys, 8)})
+        at_once = keys < 16 or few_scores
+        assert called == ["_attend_at_once" if at_once else "_attend_in_blocks"]
+
     def test_no_sample_at_all(self):
         ours, _ = same_weights(8, 2)
         mask = torch.ones(0, 7, dtype=torch.bool)

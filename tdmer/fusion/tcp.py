@@ -21,7 +21,11 @@ from tdmer.layers.pooling import zero_pads
 
 @runtime_checkable
 class LabelledTask(Protocol):
-    """What :func:`tcp_loss` asks of a task; see :mod:`tdmer.tasks`."""
+    """What :func:`tcp_loss` asks of a task, once for all branches; see :mod:`tdmer.tasks`.
+
+    The samples of one branch follow those of another: what is said of a sample must not depend on
+    the rest of the batch.
+    """
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Supervised loss of every sample, shape ``(b,)``."""

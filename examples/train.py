@@ -619,8 +619,17 @@ def interval(kept: dict[str, Any], data: MultimodalDataset) -> dict[str, Any]:
 
 
 def to_json(content: dict[str, Any]) -> bytes:
-    """Format a JSON file."""
-    return f"{json.dumps(content, indent=2)}\n".encode()
+    """Format a JSON file; JSON has no NaN: what is undefined is null."""
+    return f"{json.dumps(finite(content), indent=2, allow_nan=False)}\n".encode()
+
+
+def finite(content: Any) -> Any:
+    """Put None in the place of every number that is not finite."""
+    if isinstance(content, dict):
+        return {name: finite(entry) for name, entry in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(entry) for entry in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def epochs_csv(rows: list[dict[str, Any]]) -> bytes:

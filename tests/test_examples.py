@@ -116,6 +116,24 @@ def test_a_run_writes_what_it_says_and_can_be_loaded(monkeypatch, tmp_path, mmsa
     }  # fmt: skip
 
 
+def test_what_is_undefined_is_null(monkeypatch, tmp_path, mmsa, capsys):
+    splits = pickle.loads(mmsa.read_bytes())
+    splits["test"]["regression_labels"] = np.zeros(24, dtype=np.float32)
+    path = tmp_path / "zero.pkl"
+    path.write_bytes(pickle.dumps(splits))
+    run(monkeypatch, "train", "--data", path, "--out", tmp_path, "--seeds", 1, *QUICK)
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    text = (tmp_path / "metrics.json").read_text()
+    summary = json.loads(text, parse_constant=refuse)
+    assert summary["test"]["corr"] == {"mean": None, "sd": None}
+    assert summary["interval"]["test"]["corr"] == [None, None]
+    assert summary["test"]["mae"]["mean"] > 0
+    assert "nan" in capsys.readouterr().out
+
+
 def test_a_modality_may_be_left_out_of_the_test_split(saved, mmsa, monkeypatch, capsys):
     summary = json.loads((saved / "metrics.json").read_text())
     best = min(summary["seeds"], key=lambda seed: seed["valid"]["mae"])

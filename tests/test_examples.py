@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import math
 import os
 import pickle
 import shutil
@@ -132,6 +133,12 @@ def test_what_is_undefined_is_null(monkeypatch, tmp_path, mmsa, capsys):
     assert summary["interval"]["test"]["corr"] == [None, None]
     assert summary["test"]["mae"]["mean"] > 0
     assert "nan" in capsys.readouterr().out
+
+
+def test_what_is_infinite_is_null_and_all_else_stays():
+    content = {"a": [math.inf, 1.5], "b": {"c": (-math.inf, None)}, "d": [3, True, "inf"]}
+    written = json.loads(load("train").to_json(content))
+    assert written == {"a": [None, 1.5], "b": {"c": [None, None]}, "d": [3, True, "inf"]}
 
 
 def test_a_modality_may_be_left_out_of_the_test_split(saved, mmsa, monkeypatch, capsys):

@@ -177,6 +177,11 @@ class TestTCPLoss:
                 self.weights,
                 self.labels,
             ),
+            r"logits\['a'\] must have 2 axes, got shape \(4,\)": (
+                {name: x[:, 0] for name, x in self.logits.items()},
+                self.weights,
+                self.labels,
+            ),
             r"weights\['b'\] must have shape \(4,\), got \(3,\)": (
                 self.logits,
                 self.weights | {"b": torch.zeros(3)},

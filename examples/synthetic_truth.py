@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from tdmer import TDMER, Sentiment, TDMERLoss
 from tdmer.data import Batch, MultimodalDataset, Synthetic, collate, make_synthetic
-from tdmer.layers import masked_mean
+from tdmer.masks import masked_mean
 from tdmer.model import TDMEROutput
 
 SIZES = {"train": 800, "test": 500}

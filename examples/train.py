@@ -58,8 +58,8 @@ from tdmer.data import (
     make_synthetic,
     open_store,
 )
-from tdmer.losses.objective import TERMS
 from tdmer.metrics import bootstrap_interval
+from tdmer.objective import TERMS
 
 COLUMNS = {
     "mae": "MAE",

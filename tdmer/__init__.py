@@ -10,9 +10,7 @@ if TYPE_CHECKING:
     from tdmer.fusion import TCPFusion, TCPLoss, confidence_loss, tcp_loss, true_class_probability
     from tdmer.losses import (
         CMDLoss,
-        LossTerms,
         OrthogonalLoss,
-        TDMERLoss,
         central_moments,
         cmd_loss,
         cross_modal_loss,
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     )
     from tdmer.metrics import sentiment_metrics
     from tdmer.model import TDMER, TDMEROutput
+    from tdmer.objective import LossTerms, TDMERLoss
     from tdmer.tasks import Classification, MultiLabel, Sentiment
 
 __all__ = [
@@ -50,8 +49,8 @@ __all__ = [
     "true_class_probability",
 ]
 
-_HOMES = ("losses", "fusion", "model", "tasks", "metrics")
-_MODULES = (*_HOMES, "layers", "data")
+_HOMES = ("losses", "fusion", "model", "objective", "tasks", "metrics")
+_MODULES = (*_HOMES, "layers", "masks", "data")
 
 
 def __getattr__(name: str) -> object:

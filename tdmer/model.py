@@ -20,8 +20,8 @@ from tdmer.layers.cross_attention import CrossModalEncoder
 from tdmer.layers.decoupling import Decoupler
 from tdmer.layers.edges import EdgeWeights
 from tdmer.layers.normalization import InputNormalization
-from tdmer.layers.pooling import masked_mean, unless_full
 from tdmer.layers.temporal import TemporalConv
+from tdmer.masks import masked_mean, unless_full
 
 COMMON = "common"
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
@@ -72,7 +72,7 @@ class TDMER(nn.Module):
     Inputs are normalised, brought to one width by a convolution per modality, split into common
     and private features (Eq. 1), the private ones are enhanced by cross-modal attention, and the
     pooled parts are fused with weights that estimate their true class probability (Eqs. 7-13).
-    The losses are computed by :class:`tdmer.losses.TDMERLoss` from what this returns.
+    The losses are computed by :class:`tdmer.objective.TDMERLoss` from what this returns.
 
     Args:
         dims: Feature width of every modality by name, two or more, in any order.
@@ -84,7 +84,7 @@ class TDMER(nn.Module):
         dropout: Dropout in the cross-modal blocks, confidence nets and classifier, in [0, 1).
         input_dropout: Dropout of input features, one for all modalities or by name.
         activation: Bounded end of the encoders: ``"sigmoid"`` (features in [0, 1]) or ``"tanh"``
-            ([-1, 1]; then give :class:`~tdmer.losses.TDMERLoss` ``span=2``).
+            ([-1, 1]; then give :class:`~tdmer.objective.TDMERLoss` ``span=2``).
         positions: Whether the cross-modal attention sees positions.
         fusion: ``"tcp"``, or ``"mean"`` for the plain mean of the branches.
 

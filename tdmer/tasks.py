@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tdmer._checks import check_features, check_real, check_same_shape
 from tdmer.fusion.tcp import true_class_probability
-from tdmer.layers.pooling import is_readable
+from tdmer.masks import is_readable
 
 
 class Classification(nn.Module):

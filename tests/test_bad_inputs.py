@@ -32,7 +32,8 @@ from tdmer.data import (
     write_store,
 )
 from tdmer.fusion import TCPFusion, tcp_loss
-from tdmer.layers import CrossAttention, InputNormalization, masked_mean
+from tdmer.layers import CrossAttention, InputNormalization
+from tdmer.masks import masked_mean
 
 PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"

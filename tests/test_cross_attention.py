@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from tdmer import TDMER
-from tdmer.layers import CrossAttention, CrossModalBlock, cross_attention, zero_pads
-from tdmer.layers.dropout import Dropout, ReLUDropout
+from tdmer.layers import CrossAttention, CrossModalBlock, cross_attention
+from tdmer.layers._cpu import Dropout, ReLUDropout
+from tdmer.masks import zero_pads
 from tests.ragged import ragged
 
 

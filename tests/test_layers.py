@@ -16,11 +16,10 @@ from tdmer.layers import (
     EdgeWeights,
     InputNormalization,
     TemporalConv,
-    masked_mean,
     ordered_pairs,
     sinusoidal_positions,
-    zero_pads,
 )
+from tdmer.masks import masked_mean, zero_pads
 from tests.ragged import ragged, with_pads
 
 NAN, INF = float("nan"), float("inf")

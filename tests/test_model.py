@@ -16,8 +16,8 @@ from tdmer.losses import (
     orthogonal_loss,
     reconstruction_loss,
 )
-from tdmer.losses.objective import TERMS
 from tdmer.model import COMMON
+from tdmer.objective import TERMS
 from tests.ragged import ragged, with_pads
 
 NAN, INF = float("nan"), float("inf")

@@ -16,7 +16,7 @@ from tdmer._checks import (
     check_same_shape,
     check_weights,
 )
-from tdmer.layers.pooling import zero_pads
+from tdmer.masks import zero_pads
 
 
 @runtime_checkable

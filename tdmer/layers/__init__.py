@@ -1,4 +1,4 @@
-"""Layers of TDMER: temporal convolution, decoupler, cross-attention, edge weights, pooling."""
+"""Layers of TDMER: temporal convolution, decoupler, cross-attention, edge weights."""
 
 from tdmer.layers.cross_attention import (
     CrossAttention,
@@ -9,7 +9,6 @@ from tdmer.layers.cross_attention import (
 from tdmer.layers.decoupling import Decoupled, Decoupler
 from tdmer.layers.edges import EdgeWeights, ordered_pairs
 from tdmer.layers.normalization import InputNormalization
-from tdmer.layers.pooling import masked_mean, zero_pads
 from tdmer.layers.temporal import TemporalConv
 
 __all__ = [
@@ -21,8 +20,6 @@ __all__ = [
     "EdgeWeights",
     "InputNormalization",
     "TemporalConv",
-    "masked_mean",
     "ordered_pairs",
     "sinusoidal_positions",
-    "zero_pads",
 ]

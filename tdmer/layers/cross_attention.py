@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tdmer._checks import check_count, check_features, check_mask, check_names, check_real
-from tdmer.layers.dropout import Dropout, ReLUDropout
-from tdmer.layers.pooling import is_readable, unless_full, zero_pads
+from tdmer.layers._cpu import Dropout, ReLUDropout
+from tdmer.masks import is_readable, unless_full, zero_pads
 
 # On a CPU, scores of 4 MB or less stay in the cache: plain products beat the kernel in blocks.
 _FEW_SCORES = 2**20

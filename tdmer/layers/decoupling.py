@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, cat, nn
 
 from tdmer._checks import check_count, check_names
-from tdmer.layers.pooling import zero_pads
+from tdmer.masks import zero_pads
 
 
 class Decoupled(NamedTuple):

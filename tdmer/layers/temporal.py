@@ -4,7 +4,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tdmer._checks import check_count, check_features, check_mask, check_real
-from tdmer.layers.pooling import zero_pads
+from tdmer.masks import zero_pads
 
 
 class TemporalConv(nn.Module):

@@ -9,15 +9,12 @@ from tdmer.losses.cmd import (
     pairwise_cmd_loss,
 )
 from tdmer.losses.cross_modal import cross_modal_loss, edge_entropy
-from tdmer.losses.objective import LossTerms, TDMERLoss
 from tdmer.losses.orthogonal import OrthogonalLoss, orthogonal_loss
 from tdmer.losses.reconstruction import reconstruction_loss
 
 __all__ = [
     "CMDLoss",
-    "LossTerms",
     "OrthogonalLoss",
-    "TDMERLoss",
     "central_moments",
     "cmd_loss",
     "corrected_cmd_loss",

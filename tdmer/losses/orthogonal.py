@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tdmer._checks import check_features, check_mask, check_positive, check_same_shape
-from tdmer.layers.pooling import zero_pads
+from tdmer.masks import zero_pads
 
 Penalty = Callable[[Tensor], Tensor]
 

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tdmer._checks import check_features, check_mask, check_same_shape
-from tdmer.layers.pooling import zero_pads
+from tdmer.masks import zero_pads
 
 
 def reconstruction_loss(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tdmer._checks import check_real
-from tdmer.layers.pooling import is_readable
+from tdmer.masks import is_readable
 
 _LEVELS = 2**16
 

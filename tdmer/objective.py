@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from tdmer._checks import check_choice, check_count, check_positive, check_real
 from tdmer.fusion.tcp import LabelledTask, tcp_loss
-from tdmer.layers.pooling import masked_mean
 from tdmer.losses.cmd import pairwise_cmd_loss
 from tdmer.losses.cross_modal import cross_modal_loss, edge_entropy
 from tdmer.losses.orthogonal import orthogonal_loss
 from tdmer.losses.reconstruction import reconstruction_loss
+from tdmer.masks import masked_mean
 from tdmer.model import COMMON, TDMEROutput
 
 TERMS = ("con", "rec", "cp", "pp", "en", "f", "dc", "dp")

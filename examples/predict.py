@@ -93,7 +93,7 @@ def predict(args: argparse.Namespace) -> None:
             rows.append([name, *(f"{value:.4f}" for value in row)])
     with args.out.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "label", "prediction", *model.fusion.heads])
+        writer.writerow(["id", "label", "prediction", *output.weights])
         writer.writerows(rows)
     print(f"{len(data)} predictions in {args.out}")
     if not data.labels.isnan().all():

@@ -139,7 +139,12 @@ def probe_all(model: TDMER, train: Synthetic, test: Synthetic) -> list[float]:
     def mean_r2(kind: str, shared: bool) -> float:
         found = []
         for name in model.modalities:
-            features = [masked_mean(getattr(out, kind)[name], out.masks[name]) for out in outputs]
+            sequences = [
+                (out.common.sequences if kind == "common" else out.private)[name] for out in outputs
+            ]
+            features = [
+                masked_mean(x, out.masks[name]) for x, out in zip(sequences, outputs, strict=True)
+            ]
             factors = [s.shared if shared else s.private[name] for s in (train, test)]
             found.append(probe(features[0], factors[0], features[1], factors[1]))
         return float(np.mean(found))

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tdmer.fusion import TCPFusion, TCPLoss, confidence_loss, tcp_loss, true_class_probability
+    from tdmer.fusion import TCPFusion, confidence_loss, tcp_loss, true_class_probability
     from tdmer.losses import (
         CMDLoss,
         OrthogonalLoss,
@@ -33,7 +33,6 @@ __all__ = [
     "OrthogonalLoss",
     "Sentiment",
     "TCPFusion",
-    "TCPLoss",
     "TDMERLoss",
     "TDMEROutput",
     "central_moments",

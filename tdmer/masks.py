@@ -1,4 +1,8 @@
-"""Pooling of sequences under a mask."""
+"""Masks, True where a step is real: zeroing, averaging and leaving out the rest.
+
+What stands in a padded step changes nothing, in any function of the package that takes a mask.
+This is also the one place where values may decide what is computed.
+"""
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +21,10 @@ def zero_pads(x: Float[Tensor, "*n d"], mask: Bool[Tensor, "*n"] | None) -> Floa
     Returns:
         The features with zeros where ``mask`` is False, and no gradient there.
 
+    Raises:
+        TypeError: ``x`` is not floating point, or ``mask`` is not bool.
+        ValueError: The shapes do not fit.
+
     Example:
         >>> x = torch.tensor([[1.0, 2.0], [float("nan"), 4.0]])
         >>> zero_pads(x, torch.tensor([True, False]))
@@ -25,30 +33,7 @@ def zero_pads(x: Float[Tensor, "*n d"], mask: Bool[Tensor, "*n"] | None) -> Floa
     """
     check_features("x", x)
     check_mask("mask", mask, x.shape[:-1])
-    mask = unless_full(mask)
     return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)
-
-
-def unless_full(mask: Tensor | None) -> Tensor | None:
-    """Return the mask, or None where it can be seen that every entry is real.
-
-    On a CPU it is cheaper to look than to copy what is masked.
-    """
-    return None if mask is None or (is_readable(mask) and bool(mask.all())) else mask
-
-
-def is_readable(mask: Tensor) -> bool:
-    """Whether the values may decide what is done: on a CPU, where nothing is traced.
-
-    Elsewhere a look at them would make a GPU wait, break a graph or be frozen into it.
-    """
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or type(mask) is not Tensor
-        or mask.device.type != "cpu"
-    )
 
 
 def masked_mean(
@@ -77,3 +62,66 @@ def masked_mean(
         return x.sum(dim=1) / max(x.shape[1], 1)
     steps = mask.sum(dim=1, keepdim=True).clamp(min=1)
     return zero_pads(x, mask).sum(dim=1) / steps
+
+
+def without_hidden(
+    mask: Bool[Tensor, "b t"] | None, *sequences: Float[Tensor, "b t d"]
+) -> tuple[Tensor | None, list[Tensor]]:
+    """Leave out as many steps as no sample of the batch needs.
+
+    For computations to which the order of the steps does not matter, such as the keys of an
+    attention. It saves their cost where the values may be looked at; elsewhere nothing is left
+    out.
+
+    Args:
+        mask: True where a step is real; None: all are.
+        sequences: Features of the same steps.
+
+    Returns:
+        The mask, None where every step that is left is real, and the sequences, with the real
+        steps first, ``(b, s, d)`` with ``1 <= s <= t``.
+
+    Example:
+        >>> mask = torch.tensor([[False, True, True], [True, False, False]])
+        >>> without_hidden(mask, torch.tensor([[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]]))
+        (tensor([[ True,  True],
+                [ True, False]]), [tensor([[[2.],
+                 [3.]],
+        <BLANKLINE>
+                [[4.],
+                 [5.]]])])
+    """
+    if mask is None or not is_readable(mask):
+        return mask, list(sequences)
+    steps = mask.sum(dim=1).tolist()
+    longest = max(1, *steps) if steps else 1
+    if longest < mask.shape[1]:
+        order = mask.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]
+        rows = torch.arange(len(mask)).unsqueeze(1)
+        sequences = tuple(x[rows, order] for x in sequences)
+        mask = mask[rows, order]
+    return None if min(steps, default=0) == longest else mask, list(sequences)
+
+
+def unless_full(mask: Bool[Tensor, "*n"] | None) -> Tensor | None:
+    """Return the mask, or None where it can be seen that every entry is real.
+
+    Example:
+        >>> unless_full(torch.tensor([True, True])) is None
+        True
+    """
+    return None if mask is None or (is_readable(mask) and bool(mask.all())) else mask
+
+
+def is_readable(x: Tensor) -> bool:
+    """Whether the values may decide what is done: on a CPU, where nothing is traced.
+
+    Elsewhere a look at them would make a GPU wait, break a graph or be frozen into it.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or type(x) is not Tensor
+        or x.device.type != "cpu"
+    )

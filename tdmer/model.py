@@ -1,6 +1,6 @@
 """The whole network: from feature sequences of several modalities to a prediction."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,20 +15,49 @@ from tdmer._checks import (
     check_names,
     per_modality,
 )
-from tdmer.fusion.tcp import MeanFusion, TCPFusion
+from tdmer.fusion.mean import MeanFusion
+from tdmer.fusion.tcp import TCPFusion
 from tdmer.layers.cross_attention import CrossModalEncoder
 from tdmer.layers.decoupling import Decoupler
 from tdmer.layers.edges import EdgeWeights
-from tdmer.layers.normalization import InputNormalization
+from tdmer.layers.normalization import FeatureStatistics, InputNormalization
 from tdmer.layers.temporal import TemporalConv
 from tdmer.masks import masked_mean, unless_full
 
 COMMON = "common"
-ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+# The bounded ends of an encoder, and the length of the interval that holds its features.
+ACTIVATIONS = {"sigmoid": (nn.Sigmoid, 1.0), "tanh": (nn.Tanh, 2.0)}
+FUSIONS = ("tcp", "mean")
+
+
+class CommonFeatures(NamedTuple):
+    """Modality-invariant features; ``m`` counts the modalities in order."""
+
+    sequences: dict[str, Tensor]
+    """``C_m``, ``(b, t_m, d)`` by modality."""
+    pooled: Tensor
+    """Masked means of ``C_m``, ``(b, m, d)``."""
+    logits: Tensor
+    """Logits of each ``C_m`` by the head that they share, ``(b, m, k)``."""
+    edges: Tensor
+    """``[b, p, q]``: how strongly ``C_q`` learns from ``C_p``, ``(b, m, m)``."""
+    span: float
+    """Length of the interval that holds the features."""
+
+
+class EnhancedFeatures(NamedTuple):
+    """Modality-specific features after cross-modal attention; ``m`` counts the modalities."""
+
+    sequences: dict[str, Tensor]
+    """``P_m^e``, ``(b, t_m, d)`` by modality."""
+    pooled: Tensor
+    """Masked means of ``P_m^e``, ``(b, m, d)``; their logits are those of the branches."""
+    edges: Tensor
+    """``[b, p, q]``: how strongly ``P_q^e`` learns from ``P_p^e``, ``(b, m, m)``."""
 
 
 class TDMEROutput(NamedTuple):
-    """What :class:`TDMER` returns. Dicts are keyed by modality, ``m`` counts them in order."""
+    """What :class:`TDMER` returns. Sequences are 0 in padded steps."""
 
     logits: Tensor
     """Prediction before the softmax, ``(b, k)``."""
@@ -39,31 +68,22 @@ class TDMEROutput(NamedTuple):
     branch_logits: dict[str, Tensor]
     """Logits of each branch alone, ``(b, k)``."""
     masks: dict[str, Tensor]
-    """True where a step is real, ``(b, t_m)``."""
-    present: Tensor
-    """True where a sample has the modality, ``(b, m)``."""
+    """True where a step is real, ``(b, t_m)`` by modality."""
     features: dict[str, Tensor]
-    """``X_m``, temporal features, ``(b, t_m, d)``; 0 in padded steps, as all sequences here."""
-    common: dict[str, Tensor]
-    """``C_m``, modality-invariant features, ``(b, t_m, d)``."""
+    """``X_m``, temporal features, ``(b, t_m, d)`` by modality."""
+    common: CommonFeatures
+    """``C_m``, with what Eqs. 3, 7 and 8 take of it."""
     private: dict[str, Tensor]
-    """``P_m``, modality-specific features, ``(b, t_m, d)``."""
+    """``P_m``, modality-specific features, ``(b, t_m, d)`` by modality."""
     reconstructed: dict[str, Tensor]
-    """``D_m``, reconstruction of ``X_m``, ``(b, t_m, d)``."""
-    enhanced: dict[str, Tensor]
-    """``P_m^e``, private features after cross-modal attention, ``(b, t_m, d)``."""
-    common_pooled: Tensor
-    """Masked means of ``C_m``, ``(b, m, d)``."""
-    enhanced_pooled: Tensor
-    """Masked means of ``P_m^e``, ``(b, m, d)``."""
-    common_logits: Tensor
-    """Logits of each ``C_m`` by the shared head, ``(b, m, k)``."""
-    enhanced_logits: Tensor
-    """Logits of each ``P_m^e`` by its own head, ``(b, m, k)``."""
-    common_edges: Tensor
-    """``[b, p, q]``: how strongly ``C_q`` learns from ``C_p``, ``(b, m, m)``."""
-    enhanced_edges: Tensor
-    """``[b, p, q]``: how strongly ``P_q^e`` learns from ``P_p^e``, ``(b, m, m)``."""
+    """``D_m``, reconstruction of ``X_m``, ``(b, t_m, d)`` by modality."""
+    enhanced: EnhancedFeatures
+    """``P_m^e``, with what Eqs. 7 and 8 take of it."""
+
+    @property
+    def present(self) -> Tensor:
+        """True where a sample has the modality, ``(b, m)``."""
+        return torch.stack([mask.any(dim=1) for mask in self.masks.values()], dim=1)
 
 
 class TDMER(nn.Module):
@@ -72,11 +92,12 @@ class TDMER(nn.Module):
     Inputs are normalised, brought to one width by a convolution per modality, split into common
     and private features (Eq. 1), the private ones are enhanced by cross-modal attention, and the
     pooled parts are fused with weights that estimate their true class probability (Eqs. 7-13).
-    The losses are computed by :class:`tdmer.objective.TDMERLoss` from what this returns.
+    The losses are computed by :class:`tdmer.objective.TDMERLoss` from what this returns. The parts
+    are plain attributes, and weights belong to names: the order of ``dims`` changes no prediction.
 
     Args:
         dims: Feature width of every modality by name, two or more, in any order.
-        num_classes: Width ``k`` of the logits.
+        num_classes: Width ``k`` of the logits: ``task.num_classes`` of a :mod:`tdmer.tasks` task.
         width: Common width ``d``, a multiple of ``heads``.
         heads: Heads of the cross-modal attention.
         layers: Cross-modal blocks per modality; 0 leaves the private features as they are.
@@ -84,7 +105,7 @@ class TDMER(nn.Module):
         dropout: Dropout in the cross-modal blocks, confidence nets and classifier, in [0, 1).
         input_dropout: Dropout of input features, one for all modalities or by name.
         activation: Bounded end of the encoders: ``"sigmoid"`` (features in [0, 1]) or ``"tanh"``
-            ([-1, 1]; then give :class:`~tdmer.objective.TDMERLoss` ``span=2``).
+            ([-1, 1]).
         positions: Whether the cross-modal attention sees positions.
         fusion: ``"tcp"``, or ``"mean"`` for the plain mean of the branches.
 
@@ -102,7 +123,7 @@ class TDMER(nn.Module):
         >>> out.logits.shape
         torch.Size([2, 7])
         >>> out.weights["video"]
-        tensor([0., 0.], grad_fn=<MaskedFillBackward0>)
+        tensor([0., 0.], grad_fn=<SqueezeBackward1>)
     """
 
     def __init__(
@@ -127,13 +148,16 @@ class TDMER(nn.Module):
         check_count("num_classes", num_classes, least=2)
         check_count("layers", layers, least=0)
         check_choice("activation", activation, ACTIVATIONS)
-        check_choice("fusion", fusion, ("tcp", "mean"))
-        names = list(dims)
-        kernels = per_modality("kernel_size", kernel_size, names)
-        drops = per_modality("input_dropout", input_dropout, names)
+        check_choice("fusion", fusion, FUSIONS)
+        kernels = per_modality("kernel_size", kernel_size, list(dims))
+        drops = per_modality("input_dropout", input_dropout, list(dims))
 
         self.dims = dict(dims)
-        self.modalities = tuple(names)
+        self.modalities = tuple(dims)
+        # Made, run and summed in the order of the names: the caller's would show in rounding.
+        names = sorted(dims)
+        branches = [COMMON, *names]
+        bounded, self.span = ACTIVATIONS[activation]
         self.normalizations = nn.ModuleDict({m: InputNormalization(dims[m]) for m in names})
         self.temporal = nn.ModuleDict(
             {
@@ -141,8 +165,8 @@ class TDMER(nn.Module):
                 for m in names
             }
         )
-        self.decoupler = Decoupler(names, width, activation=ACTIVATIONS[activation])
-        self.cross_modal = nn.ModuleDict(
+        self.decoupler = Decoupler(names, width, activation=bounded)
+        self.attention = nn.ModuleDict(
             {
                 m: CrossModalEncoder(
                     [p for p in names if p != m],
@@ -155,38 +179,57 @@ class TDMER(nn.Module):
                 for m in names
             }
         )
-        branches = [COMMON, *names]
-        self.fusion: TCPFusion | MeanFusion = (
-            TCPFusion(branches, width, num_classes, dropout=dropout)
-            if fusion == "tcp"
-            else MeanFusion(branches, width, num_classes)
-        )
         self.common_edges = EdgeWeights(width, num_classes)
         self.enhanced_edges = EdgeWeights(width, num_classes)
+        self.classifiers = nn.ModuleDict({name: nn.Linear(width, num_classes) for name in branches})
+        self.fusion: nn.Module = (
+            TCPFusion(branches, width, dropout=dropout)
+            if fusion == "tcp"
+            else MeanFusion(branches, width)
+        )
         self.classifier = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, num_classes)
         )
 
     def fit_normalization(self, batches: Iterable[Sequence[Any]]) -> dict[str, int]:
-        """Fit the normalisation of every modality to a training set, in one pass per modality.
+        """Fit the normalisation of every modality to a training set, in one pass.
 
         Args:
             batches: Tuples that begin with ``inputs, masks`` as :meth:`forward` takes them, such
-                as :class:`tdmer.data.Batch`. It is gone through once per modality: a list or a
-                loader, not an iterator that can be used once.
+                as :class:`tdmer.data.Batch`.
 
         Returns:
             Per modality, the number of real entries that were NaN or infinite; they, and such
             entries in later inputs, are replaced by the mean.
+
+        Raises:
+            TypeError: A batch does not begin with ``inputs, masks``, or as :meth:`forward`.
+            ValueError: No sample has a real, finite entry of a modality, or as :meth:`forward`.
         """
-        if isinstance(batches, Iterator):
-            raise TypeError("batches must be a list or a loader, got an iterator, usable only once")
-        return {
-            m: cast(InputNormalization, self.normalizations[m]).fit(
-                (inputs[m], masks.get(m)) for inputs, masks, *_ in batches if m in inputs
-            )
-            for m in self.modalities
+        normalizations = cast(Mapping[str, InputNormalization], self.normalizations)
+        statistics = {
+            m: FeatureStatistics(width, normalizations[m].mean.dtype)
+            for m, width in self.dims.items()
         }
+        for batch in batches:
+            if not isinstance(batch, tuple | list) or not isinstance(batch[0], Mapping):
+                raise TypeError(
+                    "batches must yield tuples that begin with inputs and masks, as a loader with "
+                    f"collate_fn=tdmer.data.collate does, got {type(batch).__name__}"
+                )
+            inputs, masks = batch[0], batch[1] or {}
+            self._check(inputs, masks)
+            for m, x in inputs.items():
+                statistics[m].update(x, masks.get(m))
+        empty = [m for m, found in statistics.items() if not found.count.any()]
+        if empty:
+            raise ValueError(
+                f"batches must hold a real, finite entry of every modality, got none of {empty}; "
+                "build the model without what no training sample has"
+            )
+        for m, found in statistics.items():
+            normalizations[m].take(found)
+        return {m: found.nonfinite for m, found in statistics.items()}
 
     def forward(
         self,
@@ -211,78 +254,103 @@ class TDMER(nn.Module):
         # Masks are None where every step is real, so that nothing is spent on pads.
         inputs, masks = self._complete(inputs, {} if masks is None else masks)
         features = {}
-        for m in self.modalities:
-            normalized = self.normalizations[m](inputs[m], masks[m])
-            features[m] = self.temporal[m](normalized, masks[m])
+        for m, temporal in self.temporal.items():
+            features[m] = temporal(self.normalizations[m](inputs[m], masks[m]), masks[m])
         common, private, reconstructed = self.decoupler(features, masks)
-
         enhanced = {}
-        for m in self.modalities:
-            sources = {p: private[p] for p in self.modalities if p != m}
-            enhanced[m] = self.cross_modal[m](private[m], sources, masks[m], masks)
+        for m, attention in self.attention.items():
+            sources = {p: x for p, x in private.items() if p != m}
+            enhanced[m] = attention(private[m], sources, masks[m], masks)
 
-        full_masks = {
-            m: inputs[m].new_ones(inputs[m].shape[:2], dtype=torch.bool) if mask is None else mask
-            for m, mask in masks.items()
+        real = {
+            m: torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+            for (m, x), mask in zip(features.items(), masks.values(), strict=True)
         }
-        present = torch.stack([full_masks[m].any(dim=1) for m in self.modalities], dim=1)
+        has = {m: mask.any(dim=1) for m, mask in real.items()}
         common_pooled, enhanced_pooled = (
-            torch.stack([masked_mean(parts[m], masks[m]) for m in self.modalities], dim=1)
-            for parts in (common, enhanced)
+            {m: masked_mean(x, masks[m]) for m, x in parts.items()} for parts in (common, enhanced)
         )
-        shares = present / present.sum(dim=1, keepdim=True).clamp(min=1)
-        branches = {COMMON: (shares.unsqueeze(-1) * common_pooled).sum(dim=1)}
-        branches |= dict(zip(self.modalities, enhanced_pooled.unbind(1), strict=True))
-        has = {COMMON: present.any(dim=1)} | dict(
-            zip(self.modalities, present.unbind(1), strict=True)
-        )
-        fused, branch_logits, weights = self.fusion(branches, has)
+        # What is missing is pooled to 0: the sum is over the present.
+        count = torch.stack(list(has.values())).sum(dim=0).clamp(min=1)
+        mean = torch.stack(list(common_pooled.values())).sum(dim=0) / count.unsqueeze(1)
+        branches = {COMMON: mean, **enhanced_pooled}
+        anything = torch.stack(list(has.values())).any(dim=0)
+        fused, weights = self.fusion(branches, {COMMON: anything, **has})
+        branch_logits = {name: self.classifiers[name](x) for name, x in branches.items()}
 
-        common_logits = self.fusion.heads[COMMON](common_pooled)
-        enhanced_logits = torch.stack([branch_logits[m] for m in self.modalities], dim=1)
+        present, common_stack, enhanced_stack, enhanced_logits = (
+            torch.stack([found[m] for m in self.modalities], dim=1)
+            for found in (has, common_pooled, enhanced_pooled, branch_logits)
+        )
+        common_logits = self.classifiers[COMMON](common_stack)
         return TDMEROutput(
             logits=self.classifier(fused),
             fused=fused,
-            weights=weights,
-            branch_logits=branch_logits,
-            masks=full_masks,
-            present=present,
-            features=features,
-            common=common,
-            private=private,
-            reconstructed=reconstructed,
-            enhanced=enhanced,
-            common_pooled=common_pooled,
-            enhanced_pooled=enhanced_pooled,
-            common_logits=common_logits,
-            enhanced_logits=enhanced_logits,
-            common_edges=self.common_edges(common_pooled, common_logits, present),
-            enhanced_edges=self.enhanced_edges(enhanced_pooled, enhanced_logits, present),
+            weights={name: weights[name] for name in (COMMON, *self.modalities)},
+            branch_logits={name: branch_logits[name] for name in (COMMON, *self.modalities)},
+            masks=self._ordered(real),
+            features=self._ordered(features),
+            common=CommonFeatures(
+                sequences=self._ordered(common),
+                pooled=common_stack,
+                logits=common_logits,
+                edges=self.common_edges(common_stack, common_logits, present),
+                span=self.span,
+            ),
+            private=self._ordered(private),
+            reconstructed=self._ordered(reconstructed),
+            enhanced=EnhancedFeatures(
+                sequences=self._ordered(enhanced),
+                pooled=enhanced_stack,
+                edges=self.enhanced_edges(enhanced_stack, enhanced_logits, present),
+            ),
         )
 
-    def _complete(
-        self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor | None]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-        # Give every modality an input, and a mask unless all is real: a pad where it is left out.
+    def _ordered(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {m: found[m] for m in self.modalities}
+
+    def _check(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor | None]) -> None:
         for name, mapping in (("inputs", inputs), ("masks", masks)):
+            if not isinstance(mapping, Mapping):
+                raise TypeError(
+                    f"{name} must be a mapping by modality, got {type(mapping).__name__}"
+                )
             unknown = [m for m in mapping if m not in self.modalities]
             if unknown:
                 raise ValueError(f"{name} must be of {list(self.modalities)}, got {unknown}")
         if not inputs:
             raise ValueError(f"inputs must hold one of {list(self.modalities)}, got none")
+        first = next(iter(inputs))
         for m, x in inputs.items():
             check_features(f"inputs[{m!r}]", x, ndim=3, width=self.dims[m])
             check_mask(f"masks[{m!r}]", masks.get(m), x.shape[:2])
+            # One with the first, never in a set: an exported size is a symbol.
+            if x.shape[0] != inputs[first].shape[0]:
+                sizes = {m: x.shape[0] for m, x in inputs.items()}
+                raise ValueError(f"inputs must have one batch size, got {sizes}")
+
+    def _complete(
+        self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor | None]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+        # Give every modality an input, and a mask unless all is real: a pad where it is left out.
+        self._check(inputs, masks)
         first = next(iter(inputs.values()))
-        sizes = {m: x.shape[0] for m, x in inputs.items()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"inputs must have one batch size, got {sizes}")
         full: dict[str, Tensor] = {}
         needed: dict[str, Tensor | None] = {}
-        for m in self.modalities:
+        for m in self.temporal:
             given, mask = inputs.get(m), masks.get(m)
             if given is None or given.shape[1] == 0:
-                given = first.new_zeros(len(first), 1, self.dims[m])
-                mask = given.new_zeros(given.shape[:2], dtype=torch.bool)
+                given = first.new_zeros(first.shape[0], 1, self.dims[m])
+                mask = torch.zeros(given.shape[:2], dtype=torch.bool, device=first.device)
             full[m], needed[m] = given, unless_full(mask)
         return full, needed
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Without this, strict=False would leave the attention of such a file out in silence.
+        earlier = (f"{prefix}cross_modal.", f"{prefix}fusion.heads.")
+        if any(name.startswith(earlier) for name in state_dict):
+            raise ValueError(
+                "state_dict must be of this version of TDMER, got one of an earlier version, "
+                "whose attention depended on the order of the modalities: train the model anew"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)

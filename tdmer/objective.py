@@ -1,22 +1,44 @@
 """The objective of TDMER (Eqs. 3, 12-14)."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterator
 from itertools import combinations
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from tdmer._checks import check_choice, check_count, check_positive, check_real
-from tdmer.fusion.tcp import LabelledTask, tcp_loss
+from tdmer._checks import check_choice, check_count, check_real
+from tdmer.fusion.tcp import tcp_loss
+from tdmer.losses.cmd import _all_reduce as all_reduce
 from tdmer.losses.cmd import pairwise_cmd_loss
 from tdmer.losses.cross_modal import cross_modal_loss, edge_entropy
 from tdmer.losses.orthogonal import orthogonal_loss
 from tdmer.losses.reconstruction import reconstruction_loss
-from tdmer.masks import masked_mean
+from tdmer.masks import masked_mean, unless_full
 from tdmer.model import COMMON, TDMEROutput
 
 TERMS = ("con", "rec", "cp", "pp", "en", "f", "dc", "dp")
+
+# A term's name, a mean over samples or steps that belongs to it, and over how many.
+Mean = tuple[str, Tensor, Tensor | int]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What the objective asks of a task. Those of :mod:`tdmer.tasks` have it, and so may yours.
+
+    It is called once for the prediction and once for every branch, each time with the whole batch.
+    """
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Supervised loss of every sample, shape ``(b,)``."""
+
+    def labelled(self, labels: Tensor) -> Tensor:
+        """Whether a sample has a label, shape ``(b,)``."""
+
+    def true_class_probability(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Probability that the logits give to the truth, shape ``(b,)``."""
 
 
 class LossTerms(NamedTuple):
@@ -56,7 +78,7 @@ class TDMERLoss(nn.Module):
     weight 0 is not computed and reported as 0.
 
     Args:
-        task: An object of :mod:`tdmer.tasks`.
+        task: An object of :mod:`tdmer.tasks`, or any other :class:`Task`.
         alpha: Weight of ``con`` and ``rec``.
         beta: Weight of ``cp`` and ``pp``.
         gamma: Weight of ``en``.
@@ -66,10 +88,14 @@ class TDMERLoss(nn.Module):
         entropy_weight: Weight of ``log(edges) - entropy`` of the edges of ``dc`` and ``dp``, which
             keeps the edges from collapsing onto one; 0 is the paper.
         n_moments: Orders of the central moment discrepancy.
-        span: Length of the interval that holds the common features: 1 for sigmoid, 2 for tanh.
         samples: What ``con`` takes for a sample: ``"pooled"`` sequences, or single ``"steps"``,
             which are more and so give a less biased estimate.
         penalty: Elementwise function of the cosine in ``cp``, ``pp``, ``en``.
+        group: Processes that each hold a part of the batch: every term is then that of the whole
+            batch, the same in each. All must call, forward and backward, and each gets the
+            gradient of the *sum* of their losses, which
+            :class:`~torch.nn.parallel.DistributedDataParallel` then averages. Where a term or a
+            layer is switched off, that needs ``find_unused_parameters=True``.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -89,7 +115,7 @@ class TDMERLoss(nn.Module):
 
     def __init__(
         self,
-        task: LabelledTask,
+        task: Task,
         *,
         alpha: float = 0.1,
         beta: float = 0.1,
@@ -98,9 +124,9 @@ class TDMERLoss(nn.Module):
         without: Collection[str] = (),
         entropy_weight: float = 0.0,
         n_moments: int = 5,
-        span: float = 1.0,
         samples: str = "pooled",
         penalty: Callable[[Tensor], Tensor] = torch.abs,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         weights = {"alpha": alpha, "beta": beta, "gamma": gamma, "delta": delta}
@@ -108,7 +134,6 @@ class TDMERLoss(nn.Module):
             check_real(name, value)
         check_real("entropy_weight", entropy_weight)
         check_count("n_moments", n_moments)
-        check_positive("span", span)
         check_choice("samples", samples, ("pooled", "steps"))
         if isinstance(without, str):
             raise TypeError(f"without must be a collection of names, got the string {without!r}")
@@ -119,93 +144,116 @@ class TDMERLoss(nn.Module):
         self.weights = {name: 0.0 if name in without else w for name, w in by_term.items()}
         self.entropy_weight = entropy_weight
         self.n_moments = n_moments
-        self.span = span
         self.samples = samples
         self.penalty = penalty
+        self.group = group
+
+    def extra_repr(self) -> str:
+        """Show the options."""
+        weights = ", ".join(f"{name}: {weight:g}" for name, weight in self.weights.items())
+        return (
+            f"weights={{{weights}}}, entropy_weight={self.entropy_weight:g}, "
+            f"n_moments={self.n_moments}, samples={self.samples!r}, "
+            f"penalty={getattr(self.penalty, '__name__', self.penalty)}"
+        )
 
     def forward(self, output: TDMEROutput, labels: Tensor) -> LossTerms:
         """Compute every term.
 
         Args:
             output: What the model returned.
-            labels: Labels as the task takes them.
+            labels: Labels as the task takes them; a sample without one counts in no supervised
+                term.
         """
-        weights, masks, present = self.weights, output.masks, output.present
-        losses = self.task(output.logits, labels)
-        task = losses.sum() / self.task.labelled(labels).sum().clamp(min=1)
-        terms = dict.fromkeys(TERMS, task.new_zeros(()))
-        if weights["con"]:
-            terms["con"] = self._common_discrepancy(output)
-        if weights["rec"]:
-            terms["rec"] = _sum(
-                reconstruction_loss(output.reconstructed[m], output.features[m], mask=masks[m])
-                for m in masks
+        masks = {m: unless_full(mask) for m, mask in output.masks.items()}
+        has = dict(zip(masks, output.present.unbind(1), strict=True))
+        terms = self._summed(
+            [
+                *self._supervised(output, labels, has),
+                *self._decoupling(output, masks, has),
+                *self._cross_modal(output),
+            ]
+        )
+        if self.weights["con"]:
+            pooled = dict(zip(masks, output.common.pooled.unbind(1), strict=True))
+            steps = self.samples == "steps"
+            terms["con"] = pairwise_cmd_loss(
+                output.common.sequences if steps else pooled,
+                n_moments=self.n_moments,
+                span=output.common.span,
+                masks=output.masks if steps else has,
+                group=self.group,
             )
-        if weights["cp"]:
-            terms["cp"] = self._similarity_to_common(output, output.private)
-        if weights["pp"]:
-            terms["pp"] = self._similarity_between(output)
-        if weights["en"]:
-            terms["en"] = self._similarity_to_common(output, output.enhanced)
-        if weights["f"]:
-            terms["f"] = tcp_loss(
-                self.task,
-                output.branch_logits,
-                output.weights,
-                labels,
-                present={COMMON: present.any(dim=1), **_by_modality(output, present)},
-            )
-        if weights["dc"]:
-            terms["dc"] = cross_modal_loss(
-                output.common_logits, output.common_edges, present=present
-            )
-        if weights["dp"]:
-            terms["dp"] = cross_modal_loss(
-                output.enhanced_logits, output.enhanced_edges, present=present
-            )
-        total = task + _sum(weight * terms[name] for name, weight in weights.items())
-        entropies = [edge_entropy(e) for e in (output.common_edges, output.enhanced_edges)]
+        weighted = [weight * terms[name] for name, weight in self.weights.items()]
+        total = terms["task"] + torch.stack(weighted).sum()
+        gap = terms.pop("entropy_gap")
         if self.entropy_weight:
-            count = present.sum(dim=1)
-            most = (count * (count - 1)).clamp(min=1).log()
-            total = total + self.entropy_weight * _sum((most - e).mean() for e in entropies)
-        return LossTerms(
-            total=total,
-            task=task,
-            common_entropy=entropies[0].mean(),
-            enhanced_entropy=entropies[1].mean(),
-            **terms,
-        )
+            total = total + self.entropy_weight * gap
+        return LossTerms(total=total, **terms)
 
-    def _common_discrepancy(self, output: TDMEROutput) -> Tensor:
-        steps = self.samples == "steps"
-        return pairwise_cmd_loss(
-            output.common if steps else _by_modality(output, output.common_pooled),
-            n_moments=self.n_moments,
-            span=self.span,
-            masks=output.masks if steps else _by_modality(output, output.present),
-        )
+    def _supervised(
+        self, output: TDMEROutput, labels: Tensor, has: dict[str, Tensor]
+    ) -> Iterator[Mean]:
+        labelled = self.task.labelled(labels)
+        count = labelled.sum()
+        losses = self.task(output.logits, labels).masked_fill(~labelled, 0.0)
+        yield "task", losses.sum() / count.clamp(min=1), count
+        if self.weights["f"]:
+            has = {COMMON: torch.stack(list(has.values())).any(dim=0), **has}
+            for name, logits in output.branch_logits.items():
+                losses = self.task(logits, labels)
+                tcp = self.task.true_class_probability(logits.detach(), labels)
+                counts = labelled & has[name]
+                value = tcp_loss(losses, tcp, output.weights[name].to(tcp), mask=counts)
+                yield "f", value, counts.sum()
 
-    def _similarity_to_common(self, output: TDMEROutput, features: dict[str, Tensor]) -> Tensor:
-        return _sum(
-            orthogonal_loss(output.common[m], features[m], mask=mask, penalty=self.penalty)
-            for m, mask in output.masks.items()
-        )
+    def _decoupling(
+        self, output: TDMEROutput, masks: dict[str, Tensor | None], has: dict[str, Tensor]
+    ) -> Iterator[Mean]:
+        weights, common = self.weights, output.common.sequences
+        for m, mask in masks.items():
+            steps = output.masks[m].sum()
+            if weights["rec"]:
+                value = reconstruction_loss(output.reconstructed[m], output.features[m], mask=mask)
+                yield "rec", value, steps
+            for name, other in (("cp", output.private), ("en", output.enhanced.sequences)):
+                if weights[name]:
+                    value = orthogonal_loss(common[m], other[m], mask=mask, penalty=self.penalty)
+                    yield name, value, steps
+        if weights["pp"]:
+            pooled = {m: masked_mean(output.private[m], mask) for m, mask in masks.items()}
+            for p, q in combinations(pooled, 2):
+                both = has[p] & has[q]
+                value = orthogonal_loss(pooled[p], pooled[q], mask=both, penalty=self.penalty)
+                yield "pp", value, both.sum()
 
-    def _similarity_between(self, output: TDMEROutput) -> Tensor:
-        present = _by_modality(output, output.present)
-        pooled = {m: masked_mean(output.private[m], mask) for m, mask in output.masks.items()}
-        return _sum(
-            orthogonal_loss(
-                pooled[p], pooled[q], mask=present[p] & present[q], penalty=self.penalty
-            )
-            for p, q in combinations(pooled, 2)
-        )
+    def _cross_modal(self, output: TDMEROutput) -> Iterator[Mean]:
+        common, enhanced, present = output.common, output.enhanced, output.present
+        samples = len(present)
+        if self.weights["dc"]:
+            value = cross_modal_loss(common.logits, common.edges, present=present)
+            yield "dc", value, samples
+        if self.weights["dp"]:
+            logits = [x for name, x in output.branch_logits.items() if name != COMMON]
+            value = cross_modal_loss(torch.stack(logits, 1), enhanced.edges, present=present)
+            yield "dp", value, samples
+        count = present.sum(dim=1)
+        most = (count * (count - 1)).clamp(min=1).log()
+        for name, edges in (("common", common.edges), ("enhanced", enhanced.edges)):
+            entropy = edge_entropy(edges)
+            yield f"{name}_entropy", entropy.sum() / max(samples, 1), samples
+            yield "entropy_gap", (most - entropy).sum() / max(samples, 1), samples
 
-
-def _by_modality(output: TDMEROutput, stacked: Tensor) -> dict[str, Tensor]:
-    return dict(zip(output.masks, stacked.unbind(1), strict=True))
-
-
-def _sum(terms: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(terms)).sum()
+    def _summed(self, found: list[Mean]) -> dict[str, Tensor]:
+        """Sum the means of every term, each taken over the samples of all processes."""
+        values = torch.stack([value for _, value, _ in found])
+        if self.group is not None:
+            counts = torch.stack([torch.as_tensor(n, device=values.device) for *_, n in found])
+            counts = counts.to(values)
+            sums, totals = all_reduce(torch.stack([values * counts, counts]), self.group)
+            values = sums / totals.clamp(min=1)
+        names = list(dict.fromkeys(name for name, *_ in found))
+        places = torch.tensor([names.index(name) for name, *_ in found], device=values.device)
+        sums = values.new_zeros(len(names)).index_add(0, places, values)
+        # What was not computed is a plain 0.
+        return dict.fromkeys(TERMS, values.new_zeros(())) | dict(zip(names, sums, strict=True))

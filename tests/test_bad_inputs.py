@@ -267,24 +267,25 @@ TENSORS = [
     ),
     (
         "fusion of other branches",
-        made(lambda: TCPFusion(["a", "b"], 4, 3)({"a": torch.ones(2, 4)})),
+        made(lambda: TCPFusion(["a", "b"], 4)({"a": torch.ones(2, 4)})),
     ),
     (
-        "weights of other branches",
-        made(
-            lambda: tcp_loss(
-                Classification(),
-                {"a": torch.ones(2, 3)},
-                {"b": torch.ones(2)},
-                torch.zeros(2, dtype=torch.int64),
-            )
-        ),
+        "branches of another width",
+        made(lambda: TCPFusion(["a"], 4)({"a": torch.ones(2, 3)})),
+    ),
+    (
+        "weights of another number of samples",
+        made(lambda: tcp_loss(torch.ones(2), torch.ones(2), torch.ones(3))),
     ),
     (
         "normalisation of NaN only",
         made(lambda: InputNormalization(3).fit([(torch.full((1, 2, 3), torch.nan), None)])),
     ),
-    ("normalisation from an iterator", made(lambda: model().fit_normalization(iter([(X, {})])))),
+    ("normalisation from a tensor", made(lambda: model().fit_normalization(torch.ones(1, 2, 3)))),
+    (
+        "a modality that no training sample has",
+        made(lambda: model().fit_normalization([({"text": torch.ones(1, 2, 3)}, {})])),
+    ),
     ("a batch of no sample", made(lambda: collate([]))),
 ]
 LABELS = [
@@ -349,7 +350,6 @@ OPTIONS = [
     ("an unknown term", objective(without=["cmd"])),
     ("a term that is no list", objective(without="con")),
     ("no moments", objective(n_moments=0)),
-    ("a span of 0", objective(span=0.0)),
     ("class values that do not increase", made(lambda: Sentiment([1.0, 0.0]))),
     (
         "modality dropout of 1",

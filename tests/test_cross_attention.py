@@ -1,37 +1,225 @@
 """Cross-attention as it runs fast on a CPU: the same as the plain formula, however it is run."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tdmer import TDMER
-from tdmer.layers import CrossAttention, CrossModalBlock, cross_attention
-from tdmer.layers._cpu import Dropout, ReLUDropout
-from tdmer.masks import zero_pads
-from tests.ragged import ragged
-
-
-@pytest.fixture(
-    params=[(0, 0), (0, 16), (2**20, 0)],
-    ids=["by the kernel", "few keys", "few scores"],
-    autouse=True,
+from tdmer.layers import (
+    CrossAttention,
+    CrossModalBlock,
+    CrossModalEncoder,
+    sinusoidal_positions,
 )
-def path(request, monkeypatch):
-    few_scores, few_keys = request.param
-    monkeypatch.setattr(cross_attention, "_FEW_SCORES", few_scores)
-    monkeypatch.setattr(cross_attention, "_FEW_KEYS", few_keys)
+from tdmer.masks import zero_pads
+from tests.ragged import ragged, with_pads
+
+NAN, INF = float("nan"), float("inf")
+
+
+def gradients(module):
+    found = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    return found
 
 
 def same_weights(width, heads):
     torch.manual_seed(0)
     ours = CrossAttention(["s"], width, heads, positions=False)
     theirs = nn.MultiheadAttention(width, heads, batch_first=True)
+    inputs = [ours.query["s"], ours.key["s"], ours.value["s"]]
     with torch.no_grad():
-        projection = ours.key_value["s"]
-        theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, projection.weight]))
-        theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, projection.bias]))
-        theirs.out_proj.load_state_dict(ours.out.state_dict())
+        for linear in (*inputs, ours.out["s"]):
+            linear.bias.normal_()
+        theirs.in_proj_weight.copy_(torch.cat([linear.weight for linear in inputs]))
+        theirs.in_proj_bias.copy_(torch.cat([linear.bias for linear in inputs]))
+        theirs.out_proj.load_state_dict(ours.out["s"].state_dict())
     return ours, theirs
+
+
+class TestCrossAttention:
+    def test_equals_torch_multihead_attention(self):
+        ours, theirs = same_weights(8, 2)
+        target = torch.randn(3, 5, 8)
+        source, mask = ragged(3, 7, 8)
+        found = ours(target, {"s": source}, {"s": mask})
+        clean = zero_pads(source, mask)
+        expected, _ = theirs(target, clean, clean, key_padding_mask=~mask)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        unmasked, _ = theirs(target, clean, clean)
+        torch.testing.assert_close(ours(target, {"s": clean}), unmasked, atol=1e-5, rtol=1e-5)
+
+    def test_positions_go_to_queries_and_keys_only(self):
+        ours, theirs = same_weights(8, 2)
+        ours.positions = True
+        target, source = torch.randn(3, 5, 8), torch.randn(3, 7, 8)
+        expected, _ = theirs(
+            target + sinusoidal_positions(5, 8), source + sinusoidal_positions(7, 8), source
+        )
+        torch.testing.assert_close(ours(target, {"s": source}), expected, atol=1e-5, rtol=1e-5)
+
+    def test_several_sources_are_the_sum_of_single_ones(self):
+        torch.manual_seed(0)
+        both = CrossAttention(["a", "b"], 8, 2)
+        target = torch.randn(2, 3, 8)
+        sources = {"a": torch.randn(2, 4, 8), "b": torch.randn(2, 6, 8)}
+        total = both(target, sources)
+        parts = []
+        for name, source in sources.items():
+            one = CrossAttention([name], 8, 2)
+            state = {key: x for key, x in both.state_dict().items() if f".{name}." in key}
+            one.load_state_dict(state)
+            parts.append(one(target, {name: source}))
+        torch.testing.assert_close(total, sum(parts))
+
+    def test_weights_belong_to_names(self):
+        torch.manual_seed(0)
+        names = ["c", "a", "b"]
+        first, second = (CrossAttention(order, 8, 2) for order in (names, sorted(names)))
+        second.load_state_dict(first.state_dict())
+        target, sources = torch.randn(2, 3, 8), {name: torch.randn(2, 4, 8) for name in names}
+        again = dict(sorted(sources.items()))
+        assert torch.equal(first(target, sources), second(target, again))
+
+    def test_a_wholly_masked_source_adds_nothing(self):
+        torch.manual_seed(0)
+        attention = CrossAttention(["a", "b"], 8, 2)
+        target, a = torch.randn(2, 3, 8), torch.randn(2, 4, 8)
+        outputs = []
+        for fill in (NAN, 5.0):
+            b = torch.full((2, 6, 8), fill)
+            masks = {"b": torch.zeros(2, 6, dtype=torch.bool)}
+            outputs.append(attention(target, {"a": a, "b": b}, masks))
+        assert torch.equal(*outputs)
+        assert outputs[0].isfinite().all()
+        none = {"a": torch.zeros(2, 4, dtype=torch.bool)} | masks
+        empty = attention(target, {"a": a, "b": b}, none)
+        assert not empty.any()
+        empty.sum().backward()
+        assert all(g.isfinite().all() for g in gradients(attention))
+
+    @pytest.mark.usefixtures("unchecked")
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="width must be a multiple of heads, got 8 and 3"):
+            CrossAttention(["a"], 8, 3)
+        attention = CrossAttention(["a"], 8, 2)
+        with pytest.raises(ValueError, match=r"sources must be \['a'\], got \['b'\]"):
+            attention(torch.zeros(1, 2, 8), {"b": torch.zeros(1, 2, 8)})
+        with pytest.raises(ValueError, match=r"sources\['a'\] must have 8 features"):
+            attention(torch.zeros(1, 2, 8), {"a": torch.zeros(1, 2, 4)})
+
+    @pytest.mark.parametrize(("length", "width"), [(1, 2), (9, 6), (4, 5)])
+    def test_positions_equal_the_paper(self, length, width):
+        place, index = np.arange(length)[:, None], np.arange((width + 1) // 2)
+        angle = place / 10000 ** (2 * index / width)
+        expected = np.concatenate([np.sin(angle), np.cos(angle)], 1)[:, :width]
+        np.testing.assert_allclose(sinusoidal_positions(length, width), expected, atol=1e-6)
+        precise = sinusoidal_positions(length, width, dtype=torch.float64)
+        np.testing.assert_allclose(precise, expected, rtol=1e-12)
+
+    def test_positions_are_made_where_they_are_used(self):
+        with torch.device("meta"):
+            attention = CrossAttention(["s"], 8, 2)
+        target, source = (torch.empty(1, t, 8, device="meta") for t in (2, 3))
+        assert attention(target, {"s": source}).device.type == "meta"
+
+
+class TestCrossModalBlock:
+    def test_pads_change_nothing(self):
+        torch.manual_seed(0)
+        block = CrossModalBlock(["s"], 8, 2)
+        (target, tm), (source, sm) = ragged(3, 5, 8), ragged(3, 7, 8, seed=1)
+        found = []
+        for steps, fill in ((0, 0.0), (4, NAN), (2, INF)):
+            (t, t_mask), (s, s_mask) = (
+                with_pads(target, tm, steps, fill),
+                with_pads(source, sm, steps, fill),
+            )
+            out = block(t, {"s": s}, t_mask, {"s": s_mask})
+            assert not out[~t_mask].any()
+            out.square().sum().backward()
+            found.append([out[:, :5], *gradients(block)])
+        for other in found[1:]:
+            for one, two in zip(found[0], other, strict=True):
+                torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+
+    def test_is_residual(self):
+        block = CrossModalBlock(["s"], 8, 2)
+        with torch.no_grad():
+            for layer in (block.attention.out["s"], block.feed_forward[-1]):
+                layer.weight.zero_()
+                layer.bias.zero_()
+        target = torch.randn(2, 3, 8)
+        assert torch.equal(block(target, {"s": torch.randn(2, 4, 8)}), target)
+
+    def test_the_source_decides(self):
+        torch.manual_seed(0)
+        block = CrossModalBlock(["s"], 8, 2)
+        target = torch.randn(2, 3, 8)
+        one, two = (block(target, {"s": torch.randn(2, 4, 8)}) for _ in range(2))
+        assert (one - two).abs().max() > 1e-3
+
+
+class TestCrossModalEncoder:
+    @staticmethod
+    def inputs():
+        (target, tm), (a, am), (b, bm) = (ragged(3, t, 8, seed=t) for t in (5, 7, 4))
+        return target, {"a": a, "b": b}, tm, {"a": am, "b": bm}
+
+    def test_blocks_follow_one_another_on_normalised_sources(self):
+        torch.manual_seed(0)
+        encoder = CrossModalEncoder(["a", "b"], 8, 2, layers=3)
+        for norm in encoder.source_norms.values():
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+        target, sources, tm, masks = self.inputs()
+        normed = {}
+        for name, x in sources.items():
+            x, norm = zero_pads(x, masks[name]), encoder.source_norms[name]
+            x = (x - x.mean(-1, keepdim=True)) / (
+                x.var(-1, correction=0, keepdim=True) + 1e-5
+            ).sqrt()
+            normed[name] = x * norm.weight + norm.bias
+        expected = target
+        for block in encoder.blocks:
+            expected = block(expected, normed, tm, masks)
+        found = encoder(target, sources, tm, masks)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+    def test_pads_change_nothing(self):
+        torch.manual_seed(0)
+        encoder = CrossModalEncoder(["a", "b"], 8, 2, layers=2)
+        target, sources, tm, masks = self.inputs()
+        found = []
+        for steps, fill in ((0, 0.0), (4, NAN), (2, INF)):
+            encoder.zero_grad()
+            t, t_mask = with_pads(target, tm, steps, fill)
+            padded = {n: with_pads(x, masks[n], steps, fill) for n, x in sources.items()}
+            inputs = {n: x.requires_grad_() for n, (x, _) in padded.items()}
+            out = encoder(t, inputs, t_mask, {n: mask for n, (_, mask) in padded.items()})
+            assert not out[~t_mask].any()
+            out.square().sum().backward()
+            reached = [x.grad[:, : sources[n].shape[1]] for n, x in inputs.items()]
+            found.append([out[:, :5], *reached, *gradients(encoder)])
+        for other in found[1:]:
+            for one, two in zip(found[0], other, strict=True):
+                torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+
+    def test_no_layer_has_no_weight_and_changes_nothing(self):
+        encoder = CrossModalEncoder(["a", "b"], 8, 2, layers=0)
+        target, sources, tm, masks = self.inputs()
+        assert not list(encoder.parameters())
+        assert torch.equal(encoder(target, sources, tm, masks), zero_pads(target, tm))
+
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize("layers", [0, 1])
+    def test_bad_input(self, layers):
+        encoder = CrossModalEncoder(["a"], 8, 2, layers=layers)
+        with pytest.raises(ValueError, match=r"sources must be \['a'\], got \['b'\]"):
+            encoder(torch.zeros(1, 2, 8), {"b": torch.zeros(1, 2, 8)})
+        with pytest.raises(ValueError, match="sources must hold at least 1 different names"):
+            CrossModalEncoder([], 8, 2, layers=layers)
 
 
 class TestParity:
@@ -39,9 +227,9 @@ class TestParity:
     @pytest.mark.parametrize(("width", "heads"), [(10, 2), (32, 2), (20, 1)])
     @pytest.mark.parametrize("real", [0.0, 0.5, 1.0])
     def test_outputs_and_gradients_of_scattered_masks(self, width, heads, real):
-        ours, theirs = same_weights(width, heads)
-        target = torch.randn(4, 6, width, requires_grad=True)
-        source = torch.randn(4, 9, width, requires_grad=True)
+        ours, theirs = (module.double() for module in same_weights(width, heads))
+        target = torch.randn(4, 6, width, dtype=torch.float64, requires_grad=True)
+        source = torch.randn(4, 9, width, dtype=torch.float64, requires_grad=True)
         mask = torch.rand(4, 9) < real
         mask[:, 7] = True
         found = ours(target, {"s": source}, {"s": mask})
@@ -50,11 +238,11 @@ class TestParity:
         target.grad = source.grad = None
         expected, _ = theirs(target, source, source, key_padding_mask=~mask, need_weights=False)
         expected.square().sum().backward()
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-        grads += [ours.query.weight.grad, ours.key_value["s"].weight.grad]
-        rows = theirs.in_proj_weight.grad.split([width, 2 * width])
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+        grads += [part["s"].weight.grad for part in (ours.query, ours.key, ours.value)]
+        rows = theirs.in_proj_weight.grad.split(width)
         for one, two in zip(grads, [target.grad, source.grad, *rows], strict=True):
-            torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-12)
 
     def test_samples_without_a_source_among_others(self):
         ours, theirs = same_weights(8, 2)
@@ -75,25 +263,9 @@ class TestParity:
             alone = CrossAttention(["a", "b"], 8, 2)
             alone.load_state_dict(attention.state_dict())
             with torch.no_grad():
-                alone.out.weight[:, slice(0, 8) if gone == "a" else slice(8, 16)] = 0.0
+                alone.out[gone].weight.zero_()
+                alone.out[gone].bias.zero_()
             torch.testing.assert_close(found[row], alone(target, sources)[row])
-
-    @pytest.mark.parametrize(("keys", "few_scores"), [(15, 0), (16, 0), (16, 2 * 2 * 3 * 16)])
-    def test_the_kernel_where_keys_and_scores_are_many(self, keys, few_scores, monkeypatch):
-        monkeypatch.setattr(cross_attention, "_FEW_KEYS", 16)
-        monkeypatch.setattr(cross_attention, "_FEW_SCORES", few_scores)
-        called = []
-        for name in ("_attend_at_once", "_attend_in_blocks"):
-            original = getattr(cross_attention, name)
-            monkeypatch.setattr(
-                cross_attention,
-                name,
-                lambda *args, name=name, original=original: called.append(name) or original(*args),
-            )
-        ours, _ = same_weights(8, 2)
-        ours(torch.randn(2, 3, 8), {"s": torch.randn(2, keys, 8)})
-        at_once = keys < 16 or few_scores
-        assert called == ["_attend_at_once" if at_once else "_attend_in_blocks"]
 
     def test_no_sample_at_all(self):
         ours, _ = same_weights(8, 2)
@@ -187,130 +359,3 @@ class TestPrecision:
         mask = torch.tensor([[True, False, True], [False, False, False]])
         inputs = [torch.randn(2, t, 4, dtype=torch.float64, requires_grad=True) for t in (2, 3)]
         torch.autograd.gradcheck(lambda t, s: attention(t, {"s": s}, {"s": mask}), inputs)
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_positions_kept_from_elsewhere_serve_training():
-    cross_attention._kept_positions.cache_clear()
-    attention = CrossAttention(["s"], 8, 2)
-    target, source = torch.randn(2, 5, 8), {"s": torch.randn(2, 6, 8)}
-    with torch.inference_mode(), torch.device("meta"):
-        first = attention(target, source)
-    out = attention(target, source)
-    out.sum().backward()
-    assert torch.equal(out, first)
-    assert cross_attention._kept_positions.cache_info().hits == 2
-
-
-class TestDropout:
-    @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-    def test_keeps_the_mean_and_drops_the_share(self, p, dtype):
-        torch.manual_seed(0)
-        x = torch.ones(500, 401, dtype=dtype)
-        out = Dropout(p)(x)
-        assert out.dtype == dtype
-        assert len(out.unique()) == 2
-        dropped = (out == 0).double()
-        # Five standard deviations of the mean of 200 500 draws.
-        assert abs(dropped.mean().item() - p) < 5 * (p * (1 - p) / x.numel()) ** 0.5
-        rounding = 2e-2 if dtype == torch.bfloat16 else 1e-4
-        assert out.max().item() == pytest.approx(1 / (1 - p), rel=rounding)
-        # Entries are independent: of neighbours both are dropped in p^2 of all places.
-        for both in (dropped[:, 1:] * dropped[:, :-1], dropped[1:] * dropped[:-1]):
-            assert both.mean().item() == pytest.approx(p * p, abs=0.01)
-
-    def test_the_gradient_has_the_mask_of_the_output(self):
-        torch.manual_seed(0)
-        x = torch.ones(30, 7, requires_grad=True)
-        out = Dropout(0.5)(x)
-        out.sum().backward()
-        assert torch.equal(x.grad, out.detach())
-
-    def test_the_seed_decides(self):
-        results = []
-        for seed in (0, 0, 1):
-            torch.manual_seed(seed)
-            results.append(Dropout(0.5)(torch.ones(9, 9)))
-        assert torch.equal(results[0], results[1])
-        assert not torch.equal(results[0], results[2])
-
-    def test_nothing_to_drop(self):
-        x = torch.randn(4, 3)
-        assert Dropout(0.0)(x) is x
-        assert Dropout(0.5).eval()(x) is x
-        assert Dropout(0.5)(torch.ones(0, 3)).shape == (0, 3)
-        assert Dropout(1 - 1e-9)(x).isfinite().all()  # rounds to 1, which would divide by 0
-
-    def test_the_scale_is_that_of_the_rounded_probability(self):
-        torch.manual_seed(0)
-        out = Dropout(0.99999)(torch.ones(1000, 1000))  # 65535 of 65536 levels
-        assert out.unique().tolist() == [0.0, 65536.0]
-
-    def test_any_layout(self):
-        torch.manual_seed(0)
-        x = torch.ones(40, 6).t().requires_grad_()
-        assert set(Dropout(0.5)(x).unique().tolist()) == {0.0, 2.0}
-
-    @pytest.mark.usefixtures("unchecked")
-    def test_compiled(self):
-        torch.manual_seed(0)
-        compiled = torch.compile(Dropout(0.5), fullgraph=True, backend="aot_eager")
-        assert set(compiled(torch.ones(20, 20)).unique().tolist()) == {0.0, 2.0}
-
-    @pytest.mark.usefixtures("unchecked")
-    def test_bad_probability(self):
-        with pytest.raises(ValueError, match=r"p must be in \[0.0, 1.0\), got 1.0"):
-            Dropout(1.0)
-
-
-class TestReLUDropout:
-    @pytest.mark.parametrize("p", [0.0, 0.3, 0.9])
-    @pytest.mark.parametrize("training", [True, False])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-    def test_equals_one_after_the_other(self, p, training, dtype):
-        torch.manual_seed(0)
-        x = torch.randn(30, 41, dtype=dtype).t().requires_grad_()
-        weights = torch.randn(41, 30, dtype=dtype)
-        found = []
-        for layer in (ReLUDropout(p), nn.Sequential(nn.ReLU(), Dropout(p))):
-            torch.manual_seed(1)
-            out = layer.train(training)(x)
-            (grad,) = torch.autograd.grad((out * weights).sum(), x)
-            found.append((out, grad))
-        for one, other in zip(*found, strict=True):
-            assert one.dtype == dtype
-            assert torch.equal(one, other)
-
-    def test_a_second_gradient(self):
-        layer = ReLUDropout(0.5).double()
-        x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-
-        def drawn_alike(x):
-            torch.manual_seed(0)
-            return layer(x).square()
-
-        assert torch.autograd.gradcheck(drawn_alike, x)
-        assert torch.autograd.gradgradcheck(drawn_alike, x)
-
-    def test_one_tensor_is_kept(self):
-        kept = []
-        x = torch.randn(20, 30, requires_grad=True)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-            out = ReLUDropout(0.5)(x)
-            out @ torch.randn(30, 3, requires_grad=True)
-        assert {t.data_ptr() for t in kept if t.shape == x.shape} == {out.data_ptr()}
-
-    def test_nan_is_not_hidden(self):
-        torch.manual_seed(0)
-        assert ReLUDropout(0.5)(torch.full((8, 8), float("nan"))).isnan().all()
-
-    @pytest.mark.usefixtures("unchecked")
-    def test_compiled_and_per_sample(self):
-        torch.manual_seed(0)
-        layer = ReLUDropout(0.5)
-        x = torch.ones(20, 20)
-        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-        mapped = torch.func.vmap(layer, randomness="different")
-        for out in (compiled(x), mapped(x)):
-            assert set(out.unique().tolist()) == {0.0, 2.0}

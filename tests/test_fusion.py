@@ -5,18 +5,16 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from scipy.special import expit, softmax
+from scipy.special import softmax
 from torch.autograd import gradcheck
 
 from tdmer.fusion import (
     MeanFusion,
     TCPFusion,
-    TCPLoss,
     confidence_loss,
     tcp_loss,
     true_class_probability,
 )
-from tdmer.tasks import Classification, MultiLabel
 
 NAN = float("nan")
 
@@ -86,124 +84,64 @@ class TestConfidenceLoss:
 
 
 class TestTCPLoss:
-    logits: ClassVar = {"a": random(4, 3), "b": random(4, 3, seed=1)}
-    weights: ClassVar = {
-        "a": torch.tensor([0.1, 0.2, 0.3, 0.4]),
-        "b": torch.tensor([0.9, 0.8, 0.7, 0.6]),
-    }
-    labels = torch.tensor([0, 2, -100, 1])
-    present: ClassVar = {"b": torch.tensor([True, False, True, True])}
+    logits = random(4, 3).double()
+    target = torch.tensor([0, 2, 1, 1])
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    mask = torch.tensor([True, False, True, True])
+
+    def parts(self, logits):
+        losses = torch.nn.functional.cross_entropy(logits, self.target, reduction="none")
+        return losses, true_class_probability(logits, self.target)
 
     def test_equals_the_equations_in_numpy(self):
-        known = {"a": [0, 1, 3], "b": [0, 3]}
-        expected = 0.0
-        for name, rows in known.items():
-            labels = self.labels[rows]
-            tcp = softmax(self.logits[name][rows].double().numpy(), axis=1)
-            tcp = tcp[range(len(rows)), labels]
-            expected += -np.log(tcp).mean()
-            expected += np.square(self.weights[name][rows].numpy() - tcp).mean()
-        weights = dict(reversed(self.weights.items()))  # by name, in any order
-        loss = tcp_loss(Classification(), self.logits, weights, self.labels, present=self.present)
-        assert loss.item() == pytest.approx(expected, rel=1e-6)
-
-    def test_several_labels_per_sample(self):
-        labels = torch.tensor([[0.0, 1.0, NAN], [NAN, NAN, NAN], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-        expected = 0.0
-        for name, rows in {"a": [0, 2, 3], "b": [0, 2, 3]}.items():
-            sure = expit(self.logits[name][rows].double().numpy())
-            truth = labels[rows].double().numpy()
-            right = np.where(truth == 1, sure, 1 - sure)
-            right = np.ma.masked_array(right, np.isnan(truth))
-            expected += -np.log(right).mean(axis=1).mean()
-            weights = self.weights[name][rows].numpy()
-            expected += np.square(weights - right.mean(axis=1)).mean()
-        loss = tcp_loss(MultiLabel(), self.logits, self.weights, labels)
-        assert loss.item() == pytest.approx(expected, rel=1e-6)
-
-    def test_the_task_is_asked_once_for_all_branches(self):
-        class Counting(Classification):
-            asked = 0
-
-            def labelled(self, labels):
-                self.asked += 1
-                return super().labelled(labels)
-
-        tasks = [Counting(), Counting()]
-        for task, names in zip(tasks, ("a", "ab"), strict=True):
-            logits, weights = ({n: x[n] for n in names} for x in (self.logits, self.weights))
-            tcp_loss(task, logits, weights, self.labels)
-        assert tasks[0].asked == tasks[1].asked > 0
-
-    def test_module_equals_function(self):
-        task = Classification()
-        arguments = (self.logits, self.weights, self.labels)
-        assert torch.equal(
-            TCPLoss(task)(*arguments, present=self.present),
-            tcp_loss(task, *arguments, present=self.present),
-        )
+        tcp = softmax(self.logits.numpy(), axis=1)[range(4), self.target]
+        for mask in (None, self.mask):
+            rows = slice(None) if mask is None else mask.numpy()
+            expected = -np.log(tcp[rows]).mean()
+            expected += np.square(self.weights.numpy()[rows] - tcp[rows]).mean()
+            loss = tcp_loss(*self.parts(self.logits), self.weights, mask=mask)
+            assert loss.item() == pytest.approx(expected, rel=1e-12)
 
     def test_confidence_does_not_move_the_classifier(self):
         def gradient(weight):
-            logits = random(4, 3).requires_grad_()
-            weights = {"a": torch.full((4,), weight)}
-            tcp_loss(Classification(), {"a": logits}, weights, self.labels).backward()
+            logits = self.logits.clone().requires_grad_()
+            tcp_loss(*self.parts(logits), torch.full_like(self.weights, weight)).backward()
             return logits.grad
 
         assert torch.equal(gradient(0.0), gradient(1.0))
 
-    def test_what_stands_in_a_missing_branch_does_not_matter(self):
-        results = []
-        for fill in (0.0, NAN):
-            b = self.logits["b"].masked_fill(~self.present["b"][:, None], fill).requires_grad_()
-            w = self.weights["b"].masked_fill(~self.present["b"], fill).requires_grad_()
-            loss = tcp_loss(Classification(), {"b": b}, {"b": w}, self.labels, present=self.present)
-            loss.backward()
-            results.append([loss.detach(), b.grad, w.grad])
-        for one, two in zip(*results, strict=True):
-            assert torch.equal(one, two)
+    @pytest.mark.parametrize("fill", [0.0, NAN])
+    def test_what_does_not_count_changes_nothing(self, fill):
+        arguments = [
+            x.masked_fill(~self.mask, fill).requires_grad_()
+            for x in (*self.parts(self.logits), self.weights)
+        ]
+        loss = tcp_loss(*arguments, mask=self.mask)
+        loss.backward()
+        rows = [x[self.mask].detach() for x in (*self.parts(self.logits), self.weights)]
+        torch.testing.assert_close(loss, tcp_loss(*rows))
+        assert arguments[0].grad[1].item() == arguments[2].grad[1].item() == 0.0
 
-    def test_no_label_at_all_is_zero(self):
-        labels = torch.full((4,), -100)
-        assert tcp_loss(Classification(), self.logits, self.weights, labels).item() == 0.0
+    def test_no_sample_that_counts_is_zero(self):
+        none = torch.zeros(4, dtype=torch.bool)
+        assert tcp_loss(*self.parts(self.logits), self.weights, mask=none).item() == 0.0
 
     @pytest.mark.usefixtures("unchecked")
-    def test_bad_input(self):
-        with pytest.raises(ValueError, match="weights must name the branches of logits"):
-            tcp_loss(Classification(), self.logits, {"a": self.weights["a"]}, self.labels)
-        odd = {
-            r"logits\['b'\] must have the shape of logits\['a'\], \(4, 3\), got \(4, 2\)": (
-                self.logits | {"b": torch.zeros(4, 2)},
-                self.weights,
-                self.labels,
-            ),
-            r"logits\['a'\] must have 2 axes, got shape \(4,\)": (
-                {name: x[:, 0] for name, x in self.logits.items()},
-                self.weights,
-                self.labels,
-            ),
-            r"weights\['b'\] must have shape \(4,\), got \(3,\)": (
-                self.logits,
-                self.weights | {"b": torch.zeros(3)},
-                self.labels,
-            ),
-            r"labels must be of 4 samples, got shape \(3,\)": (
-                self.logits,
-                self.weights,
-                self.labels[:3],
-            ),
-        }
-        for message, arguments in odd.items():
-            with pytest.raises(ValueError, match=message):
-                tcp_loss(Classification(), *arguments)
-        with pytest.raises(ValueError, match=r"present\['b'\] must have shape \(4,\), got \(3,\)"):
-            tcp_loss(
-                Classification(),
-                self.logits,
-                self.weights,
-                self.labels,
-                present={"b": torch.ones(3, dtype=torch.bool)},
-            )
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            ({"losses": torch.zeros(4, 3)}, ValueError, r"losses must have 1 axes, got shape"),
+            ({"weights": torch.zeros(3)}, ValueError, "weights must have the shape of losses"),
+            ({"tcp": torch.zeros(3)}, ValueError, "tcp must have the shape of weights"),
+            ({"tcp": torch.zeros(4).int()}, TypeError, "tcp must be floating point"),
+            ({"mask": torch.zeros(4)}, TypeError, "mask must be a bool tensor"),
+        ],
+    )
+    def test_bad_input(self, change, error, message):
+        losses, tcp = self.parts(self.logits)
+        whole = {"losses": losses, "tcp": tcp, "weights": self.weights}
+        with pytest.raises(error, match=message):
+            tcp_loss(**{**whole, **change})
 
 
 @pytest.mark.parametrize("kind", [TCPFusion, MeanFusion])
@@ -213,27 +151,33 @@ class TestFusions:
 
     def test_the_fused_feature_is_the_weighted_sum(self, kind):
         torch.manual_seed(0)
-        fusion = kind(["common", "text"], 4, 2)
-        out = fusion(self.branches, self.present)
+        out = kind(["common", "text"], 4)(self.branches, self.present)
         expected = sum(
             out.weights[name][:, None] * branch for name, branch in self.branches.items()
         )
         torch.testing.assert_close(out.fused, expected)
-        for name, head in fusion.heads.items():
-            here = self.present.get(name, torch.ones(3, dtype=torch.bool))
-            branch = self.branches[name][here]
-            torch.testing.assert_close(out.logits[name][here], branch @ head.weight.T + head.bias)
+
+    def test_weights_belong_to_names(self, kind):
+        torch.manual_seed(0)
+        names = ["b", "d", "a", "c"]
+        first, second = kind(names, 4), kind(sorted(names), 4)
+        second.load_state_dict(first.state_dict())
+        branches = {name: random(3, 4, seed=seed) for seed, name in enumerate(names)}
+        one, two = first(branches), second(dict(sorted(branches.items())))
+        assert torch.equal(one.fused, two.fused)
+        assert list(one.weights) == names
+        assert list(two.weights) == sorted(names)
 
     def test_a_missing_branch_weighs_zero_whatever_stands_in_it(self, kind):
         torch.manual_seed(0)
-        fusion = kind(["common", "text"], 4, 2)
+        fusion = kind(["common", "text"], 4)
         gone = ~self.present["text"][:, None]
         results = []
         for fill in (0.0, NAN):
             branches = self.branches | {"text": self.branches["text"].masked_fill(gone, fill)}
             out = fusion(branches, self.present)
-            loss = out.fused.sum() + sum(x.sum() for x in out.logits.values())
-            loss.backward()
+            if any(p.requires_grad for p in fusion.parameters()):
+                out.fused.sum().backward()
             results.append([out.fused, *(p.grad.clone() for p in fusion.parameters())])
             fusion.zero_grad()
             assert out.weights["text"][1].item() == 0.0
@@ -242,20 +186,32 @@ class TestFusions:
             assert one.isfinite().all()
 
     def test_nothing_present_is_zero(self, kind):
-        fusion = kind(["common", "text"], 4, 2)
+        fusion = kind(["common", "text"], 4)
         none = dict.fromkeys(["common", "text"], torch.zeros(3, dtype=torch.bool))
         out = fusion(self.branches, none)
         assert not out.fused.any()
         assert not torch.stack(list(out.weights.values())).any()
 
     @pytest.mark.usefixtures("unchecked")
-    def test_bad_branches(self, kind):
-        with pytest.raises(ValueError, match=r"branches must be \['common', 'text'\]"):
-            kind(["common", "text"], 4, 2)({"common": self.branches["common"]})
+    @pytest.mark.parametrize(
+        ("branches", "error", "message"),
+        [
+            ({"common": torch.zeros(3, 4)}, ValueError, r"branches must be \['common', 'text'\]"),
+            ([torch.zeros(3, 4)] * 2, TypeError, "branches must be a mapping by name, got list$"),
+            (
+                {"common": torch.zeros(3, 4), "text": torch.zeros(3, 5)},
+                ValueError,
+                r"branches\['text'\] must have 4 features on its last axis, got shape \(3, 5\)",
+            ),
+        ],
+    )
+    def test_bad_branches(self, kind, branches, error, message):
+        with pytest.raises(error, match=message):
+            kind(["common", "text"], 4)(branches)
 
 
 def test_mean_fusion_is_the_mean_of_the_present():
-    fusion = MeanFusion(["common", "text"], 4, 2)
+    fusion = MeanFusion(["common", "text"], 4)
     branches, present = TestFusions.branches, TestFusions.present
     out = fusion(branches, present)
     mean = (branches["common"] + branches["text"]) / 2
@@ -265,5 +221,5 @@ def test_mean_fusion_is_the_mean_of_the_present():
 
 def test_tcp_weights_differ_by_sample_and_are_probabilities():
     torch.manual_seed(0)
-    out = TCPFusion(["common"], 4, 2)({"common": random(50, 4)})
+    out = TCPFusion(["common"], 4)({"common": random(50, 4)})
     assert 0 < out.weights["common"].min() < out.weights["common"].max() < 1

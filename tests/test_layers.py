@@ -9,18 +9,15 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from tdmer.layers import (
-    CrossAttention,
     CrossModalBlock,
-    CrossModalEncoder,
     Decoupler,
     EdgeWeights,
     InputNormalization,
     TemporalConv,
     ordered_pairs,
-    sinusoidal_positions,
 )
 from tdmer.masks import masked_mean, zero_pads
-from tests.ragged import ragged, with_pads
+from tests.ragged import ragged
 
 NAN, INF = float("nan"), float("inf")
 
@@ -132,6 +129,18 @@ class TestInputNormalization:
         copy.load_state_dict(norm.state_dict())
         assert copy(torch.tensor([[[3.0]]])).item() == 1.0
 
+    def test_float64_is_kept_and_float16_does_not_overflow(self):
+        norm = InputNormalization(1).double()
+        x = torch.tensor([[[1.0], [1.0 + 1e-9]]], dtype=torch.float64)
+        norm.fit([(x, None)])
+        torch.testing.assert_close(norm(x).flatten(), x.new_tensor([-1.0, 1.0]), rtol=1e-6, atol=0)
+        large = torch.tensor([[[1e6], [3e6]]])
+        norm = InputNormalization(1)
+        norm.fit([(large / 1e6, None)])
+        assert norm.half()(large / 1e6).tolist() == [[[-1.0], [1.0]]]
+        norm.std.zero_()
+        assert norm(large / 1e6).isfinite().all()
+
     def test_nothing_to_fit_is_an_error(self):
         with pytest.raises(ValueError, match="batches must hold at least one real, finite entry"):
             InputNormalization(1).fit([(torch.tensor([[[NAN]]]), None)])
@@ -216,194 +225,6 @@ class TestDecoupler:
     def test_bad_names(self, names, error, message):
         with pytest.raises(error, match=message):
             Decoupler(names, 4)
-
-
-class TestCrossAttention:
-    @staticmethod
-    def pair(width=8, heads=2):
-        """One source, and the torch.nn module with the same weights."""
-        torch.manual_seed(0)
-        ours = CrossAttention(["s"], width, heads, positions=False)
-        theirs = nn.MultiheadAttention(width, heads, batch_first=True)
-        with torch.no_grad():
-            projection = ours.key_value["s"]
-            projection.bias.normal_()
-            ours.query.bias.normal_()
-            ours.out.bias.normal_()
-            theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, projection.weight]))
-            theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, projection.bias]))
-            theirs.out_proj.load_state_dict(ours.out.state_dict())
-        return ours, theirs
-
-    def test_equals_torch_multihead_attention(self):
-        ours, theirs = self.pair()
-        target = torch.randn(3, 5, 8)
-        source, mask = ragged(3, 7, 8)
-        found = ours(target, {"s": source}, {"s": mask})
-        clean = zero_pads(source, mask)
-        expected, _ = theirs(target, clean, clean, key_padding_mask=~mask)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-        unmasked, _ = theirs(target, clean, clean)
-        torch.testing.assert_close(ours(target, {"s": clean}), unmasked, atol=1e-5, rtol=1e-5)
-
-    def test_positions_go_to_queries_and_keys_only(self):
-        ours, theirs = self.pair()
-        ours.positions = True
-        target, source = torch.randn(3, 5, 8), torch.randn(3, 7, 8)
-        expected, _ = theirs(
-            target + sinusoidal_positions(5, 8), source + sinusoidal_positions(7, 8), source
-        )
-        torch.testing.assert_close(ours(target, {"s": source}), expected, atol=1e-5, rtol=1e-5)
-
-    def test_several_sources_are_the_sum_of_single_ones(self):
-        torch.manual_seed(0)
-        both = CrossAttention(["a", "b"], 8, 2)
-        target = torch.randn(2, 3, 8)
-        sources = {"a": torch.randn(2, 4, 8), "b": torch.randn(2, 6, 8)}
-        total = both(target, sources)
-        parts = []
-        for place, name in enumerate(sources):
-            one = CrossAttention([name], 8, 2)
-            columns = slice(8 * place, 8 * place + 8)
-            with torch.no_grad():
-                one.query.weight.copy_(both.query.weight[columns])
-                one.query.bias.copy_(both.query.bias[columns])
-                one.key_value[name].load_state_dict(both.key_value[name].state_dict())
-                one.out.weight.copy_(both.out.weight[:, columns])
-                one.out.bias.zero_()
-            parts.append(one(target, {name: sources[name]}))
-        torch.testing.assert_close(total, sum(parts) + both.out.bias, atol=1e-5, rtol=1e-5)
-
-    def test_a_wholly_masked_source_adds_nothing(self):
-        torch.manual_seed(0)
-        attention = CrossAttention(["a", "b"], 8, 2)
-        target, a = torch.randn(2, 3, 8), torch.randn(2, 4, 8)
-        outputs = []
-        for fill in (NAN, 5.0):
-            b = torch.full((2, 6, 8), fill)
-            masks = {"b": torch.zeros(2, 6, dtype=torch.bool)}
-            outputs.append(attention(target, {"a": a, "b": b}, masks))
-        assert torch.equal(*outputs)
-        assert outputs[0].isfinite().all()
-        none = {"a": torch.zeros(2, 4, dtype=torch.bool)} | masks
-        empty = attention(target, {"a": a, "b": b}, none)
-        assert not empty.any()
-        empty.sum().backward()
-        assert all(g.isfinite().all() for g in gradients(attention))
-
-    @pytest.mark.usefixtures("unchecked")
-    def test_bad_input(self):
-        with pytest.raises(ValueError, match="width must be a multiple of heads, got 8 and 3"):
-            CrossAttention(["a"], 8, 3)
-        attention = CrossAttention(["a"], 8, 2)
-        with pytest.raises(ValueError, match=r"sources must be \['a'\], got \['b'\]"):
-            attention(torch.zeros(1, 2, 8), {"b": torch.zeros(1, 2, 8)})
-        with pytest.raises(ValueError, match=r"sources\['a'\] must have 8 features"):
-            attention(torch.zeros(1, 2, 8), {"a": torch.zeros(1, 2, 4)})
-
-    @pytest.mark.parametrize(("length", "width"), [(1, 2), (9, 6), (4, 5)])
-    def test_positions_equal_the_paper(self, length, width):
-        place, index = np.arange(length)[:, None], np.arange((width + 1) // 2)
-        angle = place / 10000 ** (2 * index / width)
-        expected = np.concatenate([np.sin(angle), np.cos(angle)], 1)[:, :width]
-        np.testing.assert_allclose(sinusoidal_positions(length, width), expected, atol=1e-6)
-
-
-class TestCrossModalBlock:
-    def test_pads_change_nothing(self):
-        torch.manual_seed(0)
-        block = CrossModalBlock(["s"], 8, 2)
-        (target, tm), (source, sm) = ragged(3, 5, 8), ragged(3, 7, 8, seed=1)
-        found = []
-        for steps, fill in ((0, 0.0), (4, NAN), (2, INF)):
-            (t, t_mask), (s, s_mask) = (
-                with_pads(target, tm, steps, fill),
-                with_pads(source, sm, steps, fill),
-            )
-            out = block(t, {"s": s}, t_mask, {"s": s_mask})
-            assert not out[~t_mask].any()
-            out.square().sum().backward()
-            found.append([out[:, :5], *gradients(block)])
-        for other in found[1:]:
-            for one, two in zip(found[0], other, strict=True):
-                torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
-
-    def test_is_residual(self):
-        block = CrossModalBlock(["s"], 8, 2)
-        with torch.no_grad():
-            for layer in (block.attention.out, block.feed_forward[-1]):
-                layer.weight.zero_()
-                layer.bias.zero_()
-        target = torch.randn(2, 3, 8)
-        assert torch.equal(block(target, {"s": torch.randn(2, 4, 8)}), target)
-
-    def test_the_source_decides(self):
-        torch.manual_seed(0)
-        block = CrossModalBlock(["s"], 8, 2)
-        target = torch.randn(2, 3, 8)
-        one, two = (block(target, {"s": torch.randn(2, 4, 8)}) for _ in range(2))
-        assert (one - two).abs().max() > 1e-3
-
-
-class TestCrossModalEncoder:
-    @staticmethod
-    def inputs():
-        (target, tm), (a, am), (b, bm) = (ragged(3, t, 8, seed=t) for t in (5, 7, 4))
-        return target, {"a": a, "b": b}, tm, {"a": am, "b": bm}
-
-    def test_blocks_follow_one_another_on_normalised_sources(self):
-        torch.manual_seed(0)
-        encoder = CrossModalEncoder(["a", "b"], 8, 2, layers=3)
-        for norm in encoder.source_norms.values():
-            nn.init.normal_(norm.weight)
-            nn.init.normal_(norm.bias)
-        target, sources, tm, masks = self.inputs()
-        normed = {}
-        for name, x in sources.items():
-            x, norm = zero_pads(x, masks[name]), encoder.source_norms[name]
-            x = (x - x.mean(-1, keepdim=True)) / (
-                x.var(-1, correction=0, keepdim=True) + 1e-5
-            ).sqrt()
-            normed[name] = x * norm.weight + norm.bias
-        expected = target
-        for block in encoder.blocks:
-            expected = block(expected, normed, tm, masks)
-        found = encoder(target, sources, tm, masks)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-    def test_pads_change_nothing(self):
-        torch.manual_seed(0)
-        encoder = CrossModalEncoder(["a", "b"], 8, 2, layers=2)
-        target, sources, tm, masks = self.inputs()
-        found = []
-        for steps, fill in ((0, 0.0), (4, NAN), (2, INF)):
-            encoder.zero_grad()
-            t, t_mask = with_pads(target, tm, steps, fill)
-            padded = {n: with_pads(x, masks[n], steps, fill) for n, x in sources.items()}
-            inputs = {n: x.requires_grad_() for n, (x, _) in padded.items()}
-            out = encoder(t, inputs, t_mask, {n: mask for n, (_, mask) in padded.items()})
-            assert not out[~t_mask].any()
-            out.square().sum().backward()
-            reached = [x.grad[:, : sources[n].shape[1]] for n, x in inputs.items()]
-            found.append([out[:, :5], *reached, *gradients(encoder)])
-        for other in found[1:]:
-            for one, two in zip(found[0], other, strict=True):
-                torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
-
-    def test_no_layer_has_no_weight_and_changes_nothing(self):
-        encoder = CrossModalEncoder(["a", "b"], 8, 2, layers=0)
-        target, sources, tm, masks = self.inputs()
-        assert not list(encoder.parameters())
-        assert torch.equal(encoder(target, sources, tm, masks), zero_pads(target, tm))
-
-    @pytest.mark.usefixtures("unchecked")
-    @pytest.mark.parametrize("layers", [0, 1])
-    def test_bad_input(self, layers):
-        encoder = CrossModalEncoder(["a"], 8, 2, layers=layers)
-        with pytest.raises(ValueError, match=r"sources must be \['a'\], got \['b'\]"):
-            encoder(torch.zeros(1, 2, 8), {"b": torch.zeros(1, 2, 8)})
-        with pytest.raises(ValueError, match="sources must hold at least 1 different names"):
-            CrossModalEncoder([], 8, 2, layers=layers)
 
 
 class TestEdgeWeights:

@@ -1,62 +1,26 @@
 """The model and its objective together: shapes, masks, missing modalities, degenerate input."""
 
 import json
-from itertools import combinations
+from itertools import permutations
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from tdmer import TDMER, Classification, MultiLabel, Sentiment, TDMERLoss
+from tdmer import TDMER, Sentiment, TDMERLoss
 from tdmer.data import collate, make_synthetic
-from tdmer.losses import (
-    cmd_loss,
-    cross_modal_loss,
-    edge_entropy,
-    orthogonal_loss,
-    reconstruction_loss,
-)
 from tdmer.model import COMMON
-from tdmer.objective import TERMS
-from tests.ragged import ragged, with_pads
+from tests.batches import (
+    DIMS,
+    STEPS,
+    assert_finite,
+    gradients,
+    make_batch,
+    make_model,
+    pad,
+    sequences,
+)
 
 NAN, INF = float("nan"), float("inf")
-DIMS = {"text": 6, "audio": 4, "video": 3}
-STEPS = {"text": 5, "audio": 9, "video": 7}
-
-
-def make_model(dims=DIMS, classes=7, seed=0, **options) -> TDMER:
-    torch.manual_seed(seed)
-    return TDMER(dims, classes, width=8, heads=2, **options)
-
-
-def make_batch(b=4, dims=DIMS, dtype=torch.float32):
-    inputs, masks = {}, {}
-    for number, (name, width) in enumerate(dims.items()):
-        steps = STEPS.get(name, 4)
-        inputs[name], masks[name] = ragged(b, steps, width, seed=number, dtype=dtype)
-    labels = torch.linspace(-3, 3, b)
-    return inputs, masks, labels
-
-
-def pad(inputs, masks, steps, fill):
-    padded = {name: with_pads(inputs[name], masks[name], steps, fill) for name in inputs}
-    return {n: x for n, (x, _) in padded.items()}, {n: mask for n, (_, mask) in padded.items()}
-
-
-def gradients(module):
-    found = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
-    module.zero_grad()
-    assert found
-    return found
-
-
-def assert_finite(terms, module):
-    for name, value in terms._asdict().items():
-        assert value.isfinite(), name
-    terms.total.backward()
-    for name, gradient in gradients(module).items():
-        assert gradient.isfinite().all(), name
 
 
 class TestOutput:
@@ -67,17 +31,17 @@ class TestOutput:
         assert out.logits.shape == (4, 7)
         assert list(out.weights) == list(out.branch_logits) == [COMMON, *DIMS]
         for name in DIMS:
-            for kind in ("features", "common", "private", "reconstructed", "enhanced"):
-                sequence = getattr(out, kind)[name]
+            for kind in sequences(out):
+                sequence = kind[name]
                 assert sequence.shape == (4, STEPS[name], 8)
                 assert not sequence[~masks[name]].any()
-        assert out.common_edges.shape == out.enhanced_edges.shape == (4, 3, 3)
-        assert out.common_logits.shape == out.enhanced_logits.shape == (4, 3, 7)
+        assert out.common.edges.shape == out.enhanced.edges.shape == (4, 3, 3)
+        assert out.common.logits.shape == (4, 3, 7)
 
     def test_fusion_is_over_common_and_enhanced_parts(self):
         inputs, masks, _ = make_batch()
         out = make_model().eval()(inputs, masks)
-        branches = [out.common_pooled.mean(1), *out.enhanced_pooled.unbind(1)]
+        branches = [out.common.pooled.mean(1), *out.enhanced.pooled.unbind(1)]
         fused = sum(w[:, None] * x for w, x in zip(out.weights.values(), branches, strict=True))
         torch.testing.assert_close(out.fused, fused)
 
@@ -85,11 +49,12 @@ class TestOutput:
         inputs, masks, _ = make_batch()
         model = make_model().eval()
         out = model(inputs, masks)
-        head = model.fusion.heads[COMMON]
-        torch.testing.assert_close(out.common_logits, head(out.common_pooled))
-        torch.testing.assert_close(out.branch_logits[COMMON], head(out.common_pooled.mean(1)))
+        head = model.classifiers[COMMON]
+        torch.testing.assert_close(out.common.logits, head(out.common.pooled))
+        torch.testing.assert_close(out.branch_logits[COMMON], head(out.common.pooled.mean(1)))
         for place, name in enumerate(DIMS):
-            assert torch.equal(out.branch_logits[name], out.enhanced_logits[:, place])
+            alone = model.classifiers[name](out.enhanced.pooled[:, place])
+            torch.testing.assert_close(out.branch_logits[name], alone)
 
     @pytest.mark.parametrize("count", [2, 3, 5])
     def test_any_number_of_modalities(self, count):
@@ -104,7 +69,7 @@ class TestOutput:
         inputs, masks, _ = make_batch()
         out = make_model(layers=0)(inputs, masks)
         for name in DIMS:
-            assert torch.equal(out.enhanced[name], out.private[name])
+            assert torch.equal(out.enhanced.sequences[name], out.private[name])
 
     def test_mean_fusion_weighs_present_branches_alike(self):
         inputs, masks, _ = make_batch()
@@ -116,7 +81,8 @@ class TestOutput:
     def test_tanh_features_are_signed(self):
         inputs, masks, _ = make_batch()
         out = make_model(activation="tanh")(inputs, masks)
-        assert out.common["text"].min() < 0
+        assert out.common.sequences["text"].min() < 0
+        assert out.common.span == 2.0
 
     def test_evaluation_is_deterministic_and_training_is_under_a_seed(self):
         inputs, masks, labels = make_batch()
@@ -131,6 +97,122 @@ class TestOutput:
             assert torch.equal(one, two)
         model = make_model().eval()
         assert torch.equal(model(inputs, masks).logits, model(inputs, masks).logits)
+
+
+class TestNames:
+    """Weights belong to the names of the modalities; their order is the caller's affair."""
+
+    @pytest.mark.parametrize("options", [{}, {"layers": 2, "fusion": "mean"}])
+    def test_weights_load_in_every_order(self, options):
+        dims = DIMS | {"pulse": 2}
+        inputs, masks, labels = make_batch(dims=dims)
+        first = make_model(dims, **options).eval()
+        first.fit_normalization([(inputs, masks)])
+        expected = first(inputs, masks)
+        loss = TDMERLoss(Sentiment())(expected, labels).total
+        for names in permutations(dims):
+            model = make_model({n: dims[n] for n in names}, seed=1, **options).eval()
+            model.load_state_dict(first.state_dict())
+            out = model({n: inputs[n] for n in names}, {n: masks[n] for n in names})
+            assert torch.equal(out.logits, expected.logits)
+            assert list(out.weights) == [COMMON, *names]
+            for place, name in enumerate(names):
+                column = list(dims).index(name)
+                assert torch.equal(out.common.pooled[:, place], expected.common.pooled[:, column])
+                assert torch.equal(out.weights[name], expected.weights[name])
+            torch.testing.assert_close(TDMERLoss(Sentiment())(out, labels).total, loss)
+
+    def test_the_seed_makes_one_model_in_every_order(self):
+        states = [make_model(dims).state_dict() for dims in (DIMS, dict(reversed(DIMS.items())))]
+        assert list(states[0]) == list(states[1])
+        assert all(map(torch.equal, states[0].values(), states[1].values()))
+
+    @pytest.mark.parametrize("name", ["cross_modal.text.blocks.0.attention.query.weight",
+                                      "fusion.heads.text.weight"])  # fmt: skip
+    @pytest.mark.parametrize("strict", [True, False])
+    def test_weights_of_an_earlier_version_are_refused(self, name, strict):
+        with pytest.raises(ValueError, match="state_dict must be of this version of TDMER"):
+            make_model().load_state_dict({name: torch.zeros(1)}, strict=strict)
+
+
+class TestParts:
+    def test_cross_modal_learning_reaches_the_common_features(self):
+        inputs, masks, _ = make_batch()
+        model = make_model().eval()
+        out = model(inputs, masks)
+        out.common.logits.square().sum().backward()
+        assert model.decoupler.common_encoder[0].weight.grad.any()
+
+    def test_attention_reads_private_features(self):
+        inputs, masks, _ = make_batch()
+        model = make_model().eval()
+        found = []
+        encoder = model.attention["text"]
+        encoder.register_forward_pre_hook(lambda _, arguments: found.append(arguments))
+        out = model(inputs, masks)
+        target, sources, mask, _ = found[0]
+        assert torch.equal(target, out.private["text"])
+        assert set(sources) == {"audio", "video"}
+        for name, source in sources.items():
+            assert torch.equal(source, out.private[name])
+        assert torch.equal(mask, masks["text"])
+
+    def test_a_fusion_of_the_users_own(self):
+        class LastBranch(torch.nn.Module):
+            def forward(self, branches, present):
+                weights = {n: here.float() for n, here in present.items()}
+                return branches["video"], weights
+
+        inputs, masks, labels = make_batch()
+        model = make_model()
+        model.fusion = LastBranch()
+        out = model(inputs, masks)
+        assert torch.equal(out.fused, out.enhanced.pooled[:, 2])
+        assert_finite(TDMERLoss(Sentiment())(out, labels), model)
+
+
+class TestNormalization:
+    def test_one_pass_over_an_iterator_counts_what_is_not_finite(self):
+        inputs, masks, _ = make_batch()
+        inputs["audio"][0, :2, 1] = INF
+        model, other = make_model(), make_model()
+        assert model.fit_normalization(iter([(inputs, masks)]))["audio"] == 2
+        other.normalizations["text"].fit([(inputs["text"], masks["text"])])
+        for name in ("mean", "std"):
+            one, two = (getattr(m.normalizations["text"], name) for m in (model, other))
+            assert torch.equal(one, two)
+
+    def test_batches_are_what_forward_takes(self):
+        inputs, masks, _ = make_batch()
+        clean = {n: torch.nan_to_num(x) for n, x in inputs.items()}
+        text = {"text": clean["text"]}
+        batches = [(clean, None), (text, {}), (text, {"text": masks["text"]})]
+        assert make_model().fit_normalization(batches) == dict.fromkeys(DIMS, 0)
+
+    @pytest.mark.usefixtures("unchecked")
+    def test_what_no_sample_has_is_named(self):
+        inputs, masks, _ = make_batch()
+        model = make_model()
+        before = {n: x.clone() for n, x in model.state_dict().items()}
+        for batch in ((inputs, masks | {"audio": torch.zeros_like(masks["audio"])}),
+                      ({n: x for n, x in inputs.items() if n != "audio"}, {})):  # fmt: skip
+            with pytest.raises(ValueError, match=r"of every modality, got none of \['audio'\]"):
+                model.fit_normalization([batch])
+        assert all(torch.equal(x, before[n]) for n, x in model.state_dict().items())
+
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize(
+        ("batches", "error", "message"),
+        [
+            ([{"text": torch.zeros(1, 2, 6)}], TypeError, "batches must yield tuples .* got dict"),
+            ([torch.zeros(1)], TypeError, "batches must yield tuples .* got Tensor"),
+            ([({"text": torch.zeros(1, 2, 5)}, {})], ValueError, r"inputs\['text'\] must have 6"),
+            ([({"smell": torch.zeros(1, 2, 5)}, {})], ValueError, "inputs must be of"),
+        ],
+    )
+    def test_bad_batches(self, batches, error, message):
+        with pytest.raises(error, match=message):
+            make_model().fit_normalization(batches)
 
 
 class TestMasks:
@@ -149,7 +231,7 @@ class TestMasks:
             terms.total.backward()
             kept = [
                 sequence[:, : STEPS[name]]
-                for kind in (out.features, out.common, out.private, out.reconstructed, out.enhanced)
+                for kind in sequences(out)
                 for name, sequence in kind.items()
             ]
             results.append(
@@ -195,16 +277,16 @@ class TestMissing:
             torch.testing.assert_close(out.logits, outputs[0].logits)
             torch.testing.assert_close(loss, losses[0])
             assert not out.weights["audio"].any()
-            assert not out.common_edges[:, 1].any()
-            assert not out.common_edges[:, :, 1].any()
+            assert not out.common.edges[:, 1].any()
+            assert not out.common.edges[:, :, 1].any()
 
     def test_common_is_the_mean_of_the_present(self):
         inputs, masks, _ = make_batch()
         masks["audio"] = torch.zeros_like(masks["audio"])
         model = make_model().eval()
         out = model(inputs, masks)
-        branch = (out.common_pooled[:, 0] + out.common_pooled[:, 2]) / 2
-        torch.testing.assert_close(out.branch_logits[COMMON], model.fusion.heads[COMMON](branch))
+        branch = (out.common.pooled[:, 0] + out.common.pooled[:, 2]) / 2
+        torch.testing.assert_close(out.branch_logits[COMMON], model.classifiers[COMMON](branch))
 
     @pytest.mark.parametrize("kept", [["text"], ["audio", "video"], []])
     def test_losses_and_gradients_stay_finite(self, kept):
@@ -258,136 +340,42 @@ class TestDegenerate:
         with torch.autocast("cpu", dtype=dtype):
             out = model(inputs, masks)
             terms = TDMERLoss(Sentiment())(out, labels)
-        assert out.common_edges.dtype == terms.con.dtype == terms.total.dtype == torch.float32
+        assert out.common.edges.dtype == terms.con.dtype == terms.total.dtype == torch.float32
         torch.testing.assert_close(out.logits.float(), exact.logits, atol=0.05, rtol=0.05)
         assert_finite(terms, model)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_low_precision_throughout(self, dtype):
+        inputs, masks, labels = make_batch()
+        model = make_model().eval()
+        exact = model(inputs, masks)
+        low = make_model().to(dtype).eval()
+        out = low({n: x.to(dtype) for n, x in inputs.items()}, masks)
+        assert out.logits.dtype == out.weights["text"].dtype == dtype
+        torch.testing.assert_close(out.logits.float(), exact.logits, atol=0.02, rtol=0.05)
+        assert_finite(TDMERLoss(Sentiment())(out, labels), low)
+
+    def test_float64_is_exact(self):
+        inputs, masks, labels = make_batch(dtype=torch.float64)
+        masks["audio"][1] = False
+        for options in ({}, {"fusion": "mean"}):
+            model = make_model(**options).double().eval()
+            out = model(inputs, masks)
+            terms = TDMERLoss(Sentiment())(out, labels)
+            kinds = [out.logits, *out.weights.values(), out.common.pooled, out.common.edges]
+            assert {x.dtype for x in (*kinds, *terms)} == {torch.float64}
+            # Thirds, which float32 holds to 3e-8 only.
+            common = out.common.pooled[0].mean(0)
+            logits = model.classifiers[COMMON](common)
+            torch.testing.assert_close(out.branch_logits[COMMON][0], logits, atol=1e-14, rtol=0)
+            if options:
+                assert out.weights["text"][1].item() == pytest.approx(1 / 3, abs=1e-15)
 
     def test_raw_float64_features_are_taken(self):
         inputs, masks, _ = make_batch(dtype=torch.float64)
         model = make_model().eval()
         single = {n: x.float() for n, x in inputs.items()}
         assert torch.equal(model(inputs, masks).logits, model(single, masks).logits)
-
-
-class TestObjective:
-    def test_every_term_is_its_equation(self):
-        inputs, masks, labels = make_batch()
-        model = make_model().eval()
-        out = model(inputs, masks)
-        task = Sentiment()
-        terms = TDMERLoss(task)(out, labels)
-        pooled = dict(zip(DIMS, out.common_pooled.unbind(1), strict=True))
-        private = {n: torch.stack([p[i, masks[n][i]].mean(0) for i in range(4)])
-                   for n, p in out.private.items()}  # fmt: skip
-        pairs = list(combinations(DIMS, 2))
-        expected = {
-            "task": task(out.logits, labels).mean(),
-            "con": sum(cmd_loss(pooled[p], pooled[q]) for p, q in pairs),
-            "rec": sum(
-                reconstruction_loss(out.reconstructed[n], out.features[n], mask=masks[n])
-                for n in DIMS
-            ),
-            "cp": sum(orthogonal_loss(out.common[n], out.private[n], mask=masks[n]) for n in DIMS),
-            "pp": sum(orthogonal_loss(private[p], private[q]) for p, q in pairs),
-            "en": sum(orthogonal_loss(out.common[n], out.enhanced[n], mask=masks[n]) for n in DIMS),
-            "f": sum(
-                task(out.branch_logits[n], labels).mean()
-                + F.mse_loss(
-                    out.weights[n], task.true_class_probability(out.branch_logits[n], labels)
-                )
-                for n in out.weights
-            ),
-            "dc": cross_modal_loss(out.common_logits, out.common_edges),
-            "dp": cross_modal_loss(out.enhanced_logits, out.enhanced_edges),
-            "common_entropy": edge_entropy(out.common_edges).mean(),
-            "enhanced_entropy": edge_entropy(out.enhanced_edges).mean(),
-        }
-        for name, value in expected.items():
-            torch.testing.assert_close(getattr(terms, name), value, msg=name)
-
-    def test_private_parts_are_compared_where_both_are_present(self):
-        inputs, masks, labels = make_batch(dims={"text": 6, "audio": 4})
-        masks["audio"][1:] = False
-        out = make_model({"text": 6, "audio": 4}).eval()(inputs, masks)
-        text, audio = (out.private[n][0, masks[n][0]].mean(0) for n in masks)
-        terms = TDMERLoss(Sentiment())(out, labels)
-        torch.testing.assert_close(terms.pp, F.cosine_similarity(text, audio, dim=0))
-
-    def test_the_total_is_equation_14(self):
-        inputs, masks, labels = make_batch()
-        out = make_model().eval()(inputs, masks)
-        t = TDMERLoss(Sentiment(), alpha=0.3, beta=0.5, gamma=0.7, delta=0.9)(out, labels)
-        expected = (
-            0.3 * (t.con + t.rec) + 0.5 * (t.cp + t.pp) + 0.7 * t.en + 0.9 * t.f
-            + t.task + t.dc + t.dp
-        )  # fmt: skip
-        torch.testing.assert_close(t.total, expected)
-
-    @pytest.mark.parametrize("name", TERMS)
-    def test_a_term_can_be_left_out(self, name):
-        inputs, masks, labels = make_batch()
-        out = make_model().eval()(inputs, masks)
-        whole, part = (
-            TDMERLoss(Sentiment(), without=without)(out, labels) for without in ((), (name,))
-        )
-        weight = TDMERLoss(Sentiment()).weights[name]
-        assert getattr(part, name).item() == 0.0
-        assert getattr(whole, name).item() > 0.0
-        torch.testing.assert_close(part.total, whole.total - weight * getattr(whole, name))
-
-    def test_a_term_of_weight_zero_is_not_computed(self):
-        inputs, masks, labels = make_batch()
-        out = make_model().eval()(inputs, masks)
-        broken = out._replace(features=None, reconstructed=None, enhanced=None)
-        terms = TDMERLoss(Sentiment(), alpha=0.0, gamma=0.0)(broken, labels)
-        assert terms.rec.item() == terms.en.item() == 0.0
-
-    def test_the_entropy_weight_keeps_edges_apart(self):
-        inputs, masks, labels = make_batch()
-        out = make_model().eval()(inputs, masks)
-        plain, kept = (TDMERLoss(Sentiment(), entropy_weight=w)(out, labels) for w in (0.0, 2.0))
-        most = torch.tensor(6.0).log()
-        gap = (most - plain.common_entropy) + (most - plain.enhanced_entropy)
-        torch.testing.assert_close(kept.total, plain.total + 2.0 * gap)
-
-    def test_steps_as_samples(self):
-        inputs, masks, labels = make_batch()
-        out = make_model().eval()(inputs, masks)
-        terms = TDMERLoss(Sentiment(), samples="steps")(out, labels)
-        real = {n: x[masks[n]] for n, x in out.common.items()}
-        expected = sum(cmd_loss(real[p], real[q]) for p, q in combinations(DIMS, 2))
-        torch.testing.assert_close(terms.con, expected)
-
-    @pytest.mark.parametrize(
-        ("task", "labels"),
-        [
-            (Classification(), torch.tensor([0, 1, 2, -100])),
-            (MultiLabel(), torch.tensor([[0.0, 1, NAN], [1, 1, 1], [0, 0, 0], [NAN] * 3])),
-            (Sentiment(values=(-1, 0, 1)), torch.tensor([0.1, -1.0, NAN, 0.7])),
-        ],
-    )
-    def test_every_task(self, task, labels):
-        inputs, masks, _ = make_batch()
-        model = make_model(classes=3)
-        assert_finite(TDMERLoss(task)(model(inputs, masks), labels), model)
-
-    @pytest.mark.usefixtures("unchecked")
-    @pytest.mark.parametrize(
-        ("options", "error", "message"),
-        [
-            ({"alpha": -1.0}, ValueError, r"alpha must be in \[0.0, inf\), got -1.0"),
-            ({"gamma": "1"}, TypeError, "gamma must be a number, got str"),
-            ({"without": "con"}, TypeError, "without must be a collection of names"),
-            ({"without": ["kl"]}, ValueError, "without must be one of .*, got 'kl'"),
-            ({"samples": "rows"}, ValueError, "samples must be one of"),
-            ({"span": 0.0}, ValueError, "span must be finite and above 0"),
-            ({"n_moments": 0}, ValueError, "n_moments must be at least 1"),
-            ({"entropy_weight": -1.0}, ValueError, "entropy_weight must be in"),
-        ],
-    )
-    def test_bad_options(self, options, error, message):
-        with pytest.raises(error, match=message):
-            TDMERLoss(Sentiment(), **options)
 
 
 class TestTraining:
@@ -456,11 +444,6 @@ class TestBadInput:
         with pytest.raises(error, match=message):
             make_model()(inputs | change)
 
-    def test_an_iterator_of_batches(self):
-        inputs, masks, _ = make_batch()
-        with pytest.raises(TypeError, match="batches must be a list or a loader"):
-            make_model().fit_normalization(iter([(inputs, masks)]))
-
     def test_masks(self):
         inputs, masks, _ = make_batch()
         with pytest.raises(TypeError, match="must be a bool tensor"):
@@ -469,6 +452,47 @@ class TestBadInput:
             make_model()(inputs, {"smell": masks["text"]})
         with pytest.raises(ValueError, match="inputs must hold one of"):
             make_model()({})
+
+
+@pytest.mark.usefixtures("unchecked")
+class TestOtherRuntimes:
+    def test_exported_with_a_dynamic_batch(self):
+        model = make_model().eval()
+        inputs, masks, _ = make_batch(b=3)
+        auto = torch.export.Dim.AUTO
+        shapes = tuple({n: {0: auto, 1: auto} for n in DIMS} for _ in range(2))
+        program = torch.export.export(model, (inputs, masks), dynamic_shapes=shapes).module()
+        for b in (1, 2, 32):
+            inputs, masks, _ = make_batch(b=b)
+            inputs, masks = pad(inputs, masks, 4, NAN)
+            found, expected = program(inputs, masks), model(inputs, masks)
+            torch.testing.assert_close(found.logits, expected.logits)
+            torch.testing.assert_close(found.common.edges, expected.common.edges)
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    def test_dynamic_int8(self):
+        inputs, masks, _ = make_batch()
+        model = make_model().eval()
+        small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
+        linear = small.attention["text"].blocks[0].attention.query["audio"]
+        assert "quantized" in type(linear).__module__
+        difference = small(inputs, masks).logits - model(inputs, masks).logits
+        assert 0 < difference.abs().max() < 0.05
+
+    @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+    def test_an_ensemble_at_once(self):
+        inputs, masks, _ = make_batch()
+        models = [make_model(seed=seed).eval() for seed in range(3)]
+        parameters, buffers = torch.func.stack_module_state(models)
+
+        def logits(parameters, buffers):
+            state = (parameters, buffers)
+            return torch.func.functional_call(models[0], state, (inputs, masks)).logits
+
+        found = torch.vmap(logits)(parameters, buffers)
+        expected = torch.stack([model(inputs, masks).logits for model in models])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("unchecked")

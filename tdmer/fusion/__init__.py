@@ -1,10 +1,9 @@
-"""Fusion by task contribution: true class probability and what is weighed by it."""
+"""Fusion: branches weighed by their estimated true class probability, or alike."""
 
+from tdmer.fusion.mean import MeanFusion
 from tdmer.fusion.tcp import (
     FusionOutput,
-    MeanFusion,
     TCPFusion,
-    TCPLoss,
     confidence_loss,
     tcp_loss,
     true_class_probability,
@@ -14,7 +13,6 @@ __all__ = [
     "FusionOutput",
     "MeanFusion",
     "TCPFusion",
-    "TCPLoss",
     "confidence_loss",
     "tcp_loss",
     "true_class_probability",

@@ -1,7 +1,7 @@
 """Task-contribution fusion: branches weighed by their estimated true class probability."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -14,27 +14,8 @@ from tdmer._checks import (
     check_names,
     check_real,
     check_same_shape,
-    check_weights,
 )
 from tdmer.masks import zero_pads
-
-
-@runtime_checkable
-class LabelledTask(Protocol):
-    """What :func:`tcp_loss` asks of a task, once for all branches; see :mod:`tdmer.tasks`.
-
-    The samples of one branch follow those of another: what is said of a sample must not depend on
-    the rest of the batch.
-    """
-
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Supervised loss of every sample, shape ``(b,)``."""
-
-    def labelled(self, labels: Tensor) -> Tensor:
-        """Whether a sample has a label, shape ``(b,)``."""
-
-    def true_class_probability(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Probability that the logits give to the truth, shape ``(b,)``."""
 
 
 class FusionOutput(NamedTuple):
@@ -42,8 +23,6 @@ class FusionOutput(NamedTuple):
 
     fused: Tensor
     """``h``, the weighted sum of the branches, ``(b, d)``."""
-    logits: dict[str, Tensor]
-    """Logits of each branch alone, ``(b, k)``."""
     weights: dict[str, Tensor]
     """``w``, the weight of each branch, ``(b,)``; 0 where the branch is missing."""
 
@@ -115,145 +94,92 @@ def confidence_loss(
         tensor(0.0312)
     """
     check_features("weights", weights, ndim=1)
+    check_features("tcp", tcp, ndim=1)
     check_same_shape("tcp", tcp, "weights", weights)
     check_mask("mask", mask, weights.shape)
-    return _mean_where(_squared_error(weights, tcp, mask), mask)
+    difference = weights - tcp.detach()
+    if mask is not None:  # Before the square, whose gradient at NaN would be NaN.
+        difference = difference.masked_fill(~mask, 0.0)
+    return _mean(difference.square(), mask)
 
 
 def tcp_loss(
-    task: LabelledTask,
-    logits: Mapping[str, Float[Tensor, "b k"]],
-    weights: Mapping[str, Float[Tensor, " b"]],
-    labels: Tensor,
+    losses: Float[Tensor, " b"],
+    tcp: Float[Tensor, " b"],
+    weights: Float[Tensor, " b"],
     *,
-    present: Mapping[str, Bool[Tensor, " b"]] | None = None,
+    mask: Bool[Tensor, " b"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Loss of the fusion: classification and confidence of every branch (Eqs. 10-12).
+    """Loss of one branch of the fusion: its classification and its confidence (Eqs. 10-12).
 
-    ``sum_branches mean_b task(logits, labels) + mean_b (w - TCP)^2``.
+    ``mean_b losses + mean_b (w - TCP)^2``; Eq. 12 is its sum over the branches.
 
     Args:
-        task: Says what loss and true class probability are; see :mod:`tdmer.tasks`.
-        logits: Logits of each branch.
-        weights: Predicted weight of each branch.
-        labels: Labels as the task takes them; samples without a label do not count.
-        present: True where a sample has the branch; None or a missing entry: everywhere.
+        losses: Supervised loss of every sample by the logits of the branch, such as the
+            cross-entropy of Eq. 10.
+        tcp: True class probability by the same logits; it is held fixed.
+        weights: Predicted weight of the branch in [0, 1].
+        mask: True where a sample counts: it has a label and the branch; None: everywhere. What
+            stands elsewhere does not matter.
 
     Returns:
-        A scalar of at least 0.
+        A scalar; 0 if no sample counts.
 
     Raises:
-        TypeError: ``logits`` or ``weights`` are not floating point, or ``present`` is not bool.
-        ValueError: ``logits`` and ``weights`` do not name the same branches, or shapes do not fit.
+        TypeError: An input is not floating point, or ``mask`` is not bool.
+        ValueError: The shapes differ.
 
     Source:
         Xu et al., "TDMER", ICASSP 2025, Eqs. 10-12.
 
     Example:
-        >>> from tdmer.tasks import Classification
-        >>> logits = {"common": torch.tensor([[0.0, 0.0]])}
-        >>> tcp_loss(Classification(), logits, {"common": torch.tensor([0.5])}, torch.tensor([1]))
-        tensor(0.6931)
+        >>> logits, target = torch.tensor([[0.0, 0.0], [0.0, 2.0]]), torch.tensor([1, 1])
+        >>> losses = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+        >>> tcp = true_class_probability(logits, target)
+        >>> tcp_loss(losses, tcp, torch.tensor([0.5, 1.0]))
+        tensor(0.4171)
     """
-    if set(logits) != set(weights) or not logits:
-        raise ValueError(
-            f"weights must name the branches of logits, {list(logits)}, got {list(weights)}"
-        )
-    masks = [None if present is None else present.get(name) for name in logits]
-    first = next(iter(logits))
-    for (name, scores), here in zip(logits.items(), masks, strict=True):
-        check_features(f"logits[{name!r}]", scores, ndim=2)
-        check_same_shape(f"logits[{name!r}]", scores, f"logits[{first!r}]", logits[first])
-        check_weights(f"weights[{name!r}]", weights[name], scores.shape[:1])
-        check_mask(f"present[{name!r}]", here, scores.shape[:1])
-    if labels.shape[:1] != logits[first].shape[:1]:
-        raise ValueError(
-            f"labels must be of {len(logits[first])} samples, got shape {tuple(labels.shape)}"
-        )
-    # All branches at once: what the task makes of the labels is made only once.
-    labelled = task.labelled(labels)
-    counts = torch.stack([labelled if here is None else labelled & here for here in masks])
-    scores = zero_pads(torch.stack(list(logits.values())), counts).flatten(0, 1)
-    repeated = labels.repeat(len(logits), *[1] * (labels.ndim - 1))
-    losses = task(scores, repeated).view_as(counts)
-    tcp = task.true_class_probability(scores.detach(), repeated).view_as(counts)
-    confidence = torch.stack([weights[name] for name in logits]).to(tcp)
-    return _mean_where(losses + _squared_error(confidence, tcp, counts), counts).sum()
+    check_features("losses", losses, ndim=1)
+    check_same_shape("weights", weights, "losses", losses)
+    check_mask("mask", mask, losses.shape)
+    return _mean(losses, mask) + confidence_loss(weights, tcp, mask=mask)
 
 
-def _squared_error(weights: Tensor, tcp: Tensor, mask: Tensor | None) -> Tensor:
-    difference = weights - tcp.detach()
-    return (difference if mask is None else difference.masked_fill(~mask, 0.0)).square()
-
-
-def _mean_where(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean along the last axis where the mask is True; 0 where it is nowhere."""
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
-        return values.sum(dim=-1) / max(values.shape[-1], 1)
-    return values.masked_fill(~mask, 0.0).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)
-
-
-class TCPLoss(nn.Module):
-    """:func:`tcp_loss` with its task held.
-
-    Args:
-        task: An object of :mod:`tdmer.tasks`.
-
-    Example:
-        >>> from tdmer.tasks import Classification
-        >>> logits = {"common": torch.tensor([[0.0, 0.0]])}
-        >>> TCPLoss(Classification())(logits, {"common": torch.tensor([1.0])}, torch.tensor([1]))
-        tensor(0.9431)
-    """
-
-    def __init__(self, task: LabelledTask) -> None:
-        super().__init__()
-        self.task = task
-
-    def forward(
-        self,
-        logits: Mapping[str, Float[Tensor, "b k"]],
-        weights: Mapping[str, Float[Tensor, " b"]],
-        labels: Tensor,
-        *,
-        present: Mapping[str, Bool[Tensor, " b"]] | None = None,
-    ) -> Float[Tensor, ""]:
-        """Return :func:`tcp_loss` of the branches."""
-        return tcp_loss(self.task, logits, weights, labels, present=present)
+        return values.sum() / max(len(values), 1)
+    return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 class TCPFusion(nn.Module):
     """Sum of branches, each weighed by a prediction of its true class probability.
 
-    Every branch has a classifier and a confidence net ``w = sigmoid(MLP(branch))``; the fused
-    feature is ``h = sum w * branch``. The predicted weights are used in training, too: the true
-    probability would leak the label. The weights are not normalised.
+    Every branch has a confidence net ``w = sigmoid(MLP(branch))``; the fused feature is
+    ``h = sum w * branch``. The predicted weights are used in training, too: the true probability
+    would leak the label. The weights are not normalised.
 
     Args:
         branches: Names of the branches.
         width: Width ``d`` of every branch.
-        num_classes: Width ``k`` of the logits.
         dropout: Dropout inside the confidence nets, in [0, 1).
 
     Source:
         Xu et al., "TDMER", ICASSP 2025, Section II.D.
 
     Example:
-        >>> fusion = TCPFusion(["common", "text"], width=8, num_classes=3)
+        >>> fusion = TCPFusion(["common", "text"], width=8)
         >>> out = fusion({"common": torch.zeros(2, 8), "text": torch.zeros(2, 8)})
-        >>> out.fused.shape, out.logits["text"].shape, out.weights["text"].shape
-        (torch.Size([2, 8]), torch.Size([2, 3]), torch.Size([2]))
+        >>> out.fused.shape, out.weights["text"].shape
+        (torch.Size([2, 8]), torch.Size([2]))
     """
 
-    def __init__(
-        self, branches: Sequence[str], width: int, num_classes: int, *, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, branches: Sequence[str], width: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         check_names("branches", branches)
         check_count("width", width)
-        check_count("num_classes", num_classes)
         check_real("dropout", dropout, below=1.0)
-        self.heads = nn.ModuleDict({name: nn.Linear(width, num_classes) for name in branches})
+        self.width = width
+        # In the order of the names, in which they are summed: the caller's would show in rounding.
         self.confidences = nn.ModuleDict(
             {
                 name: nn.Sequential(
@@ -263,7 +189,7 @@ class TCPFusion(nn.Module):
                     nn.Linear(width, 1),
                     nn.Sigmoid(),
                 )
-                for name in branches
+                for name in sorted(branches)
             }
         )
 
@@ -280,57 +206,27 @@ class TCPFusion(nn.Module):
                 missing branch weighs exactly 0, whatever stands in it.
 
         Raises:
-            ValueError: ``branches`` are not those of the constructor.
+            TypeError: ``branches`` is not a mapping, or an entry is not floating point.
+            ValueError: ``branches`` are not those of the constructor, or a width is another.
         """
-        if set(branches) != set(self.heads):
-            raise ValueError(f"branches must be {list(self.heads)}, got {list(branches)}")
-        logits, weights, parts = {}, {}, []
-        for name in self.heads:
+        check_branches(branches, self.confidences, self.width)
+        fused, weights = [], {}
+        for name, confidence in self.confidences.items():
             here = None if present is None else present.get(name)
             branch = zero_pads(branches[name], here)
-            logits[name] = self.heads[name](branch)
-            weight = self.confidences[name](branch).squeeze(-1)
-            weights[name] = weight if here is None else weight.masked_fill(~here, 0.0)
-            parts.append(weights[name].unsqueeze(-1) * branch)
-        return FusionOutput(torch.stack(parts).sum(dim=0), logits, weights)
-
-
-class MeanFusion(nn.Module):
-    """Plain mean of the present branches: what remains of :class:`TCPFusion` in an ablation.
-
-    Args:
-        branches: Names of the branches.
-        width: Width ``d`` of every branch.
-        num_classes: Width ``k`` of the logits.
-
-    Example:
-        >>> fusion = MeanFusion(["common", "text"], width=1, num_classes=3)
-        >>> fusion({"common": torch.zeros(1, 1), "text": torch.ones(1, 1)}).fused
-        tensor([[0.5000]])
-    """
-
-    def __init__(self, branches: Sequence[str], width: int, num_classes: int) -> None:
-        super().__init__()
-        check_names("branches", branches)
-        self.heads = nn.ModuleDict({name: nn.Linear(width, num_classes) for name in branches})
-
-    def forward(
-        self,
-        branches: Mapping[str, Float[Tensor, "b d"]],
-        present: Mapping[str, Bool[Tensor, " b"]] | None = None,
-    ) -> FusionOutput:
-        """Average the branches that a sample has; arguments as for :class:`TCPFusion`."""
-        if set(branches) != set(self.heads):
-            raise ValueError(f"branches must be {list(self.heads)}, got {list(branches)}")
-        x = torch.stack([branches[name] for name in self.heads])
-        here = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        if present is not None:
-            here = torch.stack([present.get(n, here[0]) for n in self.heads])
-        x = zero_pads(x, here)
-        weights = here / here.sum(dim=0).clamp(min=1)
-        logits = {name: self.heads[name](part) for name, part in zip(self.heads, x, strict=True)}
+            weights[name] = zero_pads(confidence(branch), here).squeeze(1)
+            fused.append(weights[name].unsqueeze(1) * branch)
         return FusionOutput(
-            (weights.unsqueeze(-1) * x).sum(dim=0),
-            logits,
-            dict(zip(self.heads, weights, strict=True)),
+            torch.stack(fused).sum(dim=0), {name: weights[name] for name in branches}
         )
+
+
+def check_branches(branches: Mapping[str, Tensor], names: Iterable[str], width: int) -> None:
+    """Raise unless ``branches`` holds a vector of ``width`` per sample for each of ``names``."""
+    names = list(names)
+    if not isinstance(branches, Mapping):
+        raise TypeError(f"branches must be a mapping by name, got {type(branches).__name__}")
+    if set(branches) != set(names):
+        raise ValueError(f"branches must be {names}, got {list(branches)}")
+    for name, branch in branches.items():
+        check_features(f"branches[{name!r}]", branch, ndim=2, width=width)

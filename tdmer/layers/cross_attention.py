@@ -1,7 +1,6 @@
 """Cross-modal attention: private features of one modality enhanced by those of the others."""
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,24 +9,26 @@ from torch.nn import functional as F
 
 from tdmer._checks import check_count, check_features, check_mask, check_names, check_real
 from tdmer.layers._cpu import Dropout, ReLUDropout
-from tdmer.masks import is_readable, unless_full, zero_pads
-
-# On a CPU, scores of 4 MB or less stay in the cache: plain products beat the kernel in blocks.
-_FEW_SCORES = 2**20
-# Entries of float32 in the widest vectors of a CPU, and the keys from which a softmax uses them.
-_VECTOR = 16
-_FEW_KEYS = 16
+from tdmer.masks import without_hidden, zero_pads
 
 
-def sinusoidal_positions(length: int, width: int) -> Float[Tensor, "t d"]:
+def sinusoidal_positions(
+    length: int,
+    width: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, "t d"]:
     """Sinusoidal position encodings: sines in the first half of the features, then cosines.
 
     Args:
         length: Number of steps ``t``.
         width: Number of features ``d``.
+        dtype: Floating point type of the result; computed in float32 at least.
+        device: Where the result is made.
 
     Returns:
-        Entries in [-1, 1], shape ``(t, d)``, float32.
+        Entries in [-1, 1], shape ``(t, d)``.
 
     Source:
         Vaswani et al., "Attention is all you need", NeurIPS 2017, Section 3.5.
@@ -37,19 +38,20 @@ def sinusoidal_positions(length: int, width: int) -> Float[Tensor, "t d"]:
         tensor([[0.0000, 0.0000, 1.0000, 1.0000],
                 [0.8415, 0.0100, 0.5403, 0.9999]])
     """
+    precise = torch.promote_types(dtype, torch.float32)
     half = (width + 1) // 2
-    rates = 10000.0 ** (-torch.arange(half, dtype=torch.float32) * 2 / width)
-    angles = torch.arange(length, dtype=torch.float32).unsqueeze(1) * rates
-    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
+    rates = 10000.0 ** (-torch.arange(half, dtype=precise, device=device) * 2 / width)
+    angles = torch.arange(length, dtype=precise, device=device).unsqueeze(1) * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width].to(dtype)
 
 
 class CrossAttention(nn.Module):
     r"""Multi-head attention of one target to several sources, summed over the present ones.
 
     For each source ``p``: ``softmax(Q_p K_p^T / sqrt(d_head)) V_p`` with the query from the target
-    and key and value from the source, then one output projection per source; their sum is taken
-    as one matrix product over all sources. With one source it is
-    :class:`torch.nn.MultiheadAttention`. The attention maps are never materialised.
+    and key and value from the source, then an output projection. With one source it is
+    :class:`torch.nn.MultiheadAttention`. The attention maps are never materialised. Every source
+    has projections of its own, held by its name: the order of the sources changes nothing.
 
     Args:
         sources: Names of the sources.
@@ -77,12 +79,18 @@ class CrossAttention(nn.Module):
         check_count("heads", heads)
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
-        self.sources = tuple(sources)
+        self.width = width
         self.heads = heads
         self.positions = positions
-        self.query = nn.Linear(width, len(sources) * width)
-        self.key_value = nn.ModuleDict({name: nn.Linear(width, 2 * width) for name in sources})
-        self.out = nn.Linear(len(sources) * width, width)
+        # In the order of the names, in which they are summed: the caller's would show in rounding.
+        names = sorted(sources)
+        self.query, self.key, self.value, self.out = (
+            nn.ModuleDict({name: nn.Linear(width, width) for name in names}) for _ in range(4)
+        )
+
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return f"width={self.width}, heads={self.heads}, positions={self.positions}"
 
     def forward(
         self,
@@ -100,112 +108,54 @@ class CrossAttention(nn.Module):
         Returns:
             ``(b, t, d)``; 0 for a sample all of whose sources are wholly masked.
         """
-        width = self.out.out_features
-        check_features("target", target, ndim=3, width=width)
-        _check_sources(sources, self.sources)
-        if self.positions:
-            target = target + _positions(target)
-        queries = self.query(target)
-        found, reached = [], []
-        for name, query in zip(self.sources, queries.split(width, dim=-1), strict=True):
+        check_features("target", target, ndim=3, width=self.width)
+        _check_sources(sources, self.query)
+        target = self._placed(target)
+        found = torch.zeros_like(target)
+        for name in self.query:
             source, mask = sources[name], None if masks is None else masks.get(name)
-            check_features(f"sources[{name!r}]", source, ndim=3, width=width)
+            check_features(f"sources[{name!r}]", source, ndim=3, width=self.width)
             check_mask(f"masks[{name!r}]", mask, source.shape[:2])
-            projection = self.key_value[name]
-            key, value = projection(zero_pads(source, mask)).split(width, dim=-1)
-            if self.positions:
-                # W (x + positions) = W x + W positions: the values, which share W x, have none.
-                weight = projection.get_parameter("weight")[:width]
-                key = key + F.linear(_positions(source), weight)
-            found.append(self._attend(query, key, value, mask))
-            reached.append(mask)
-        summed: Tensor = self.out(torch.cat(found, dim=2).flatten(2))
-        present = [mask.any(dim=1) for mask in reached if mask is not None]
-        if len(present) < len(reached):
-            return summed
-        return _zero_samples(summed, torch.stack(present).any(dim=0))
+            source = zero_pads(source, mask)
+            mask, (keys, values) = without_hidden(mask, self._placed(source), source)
+            update = self._attend(
+                self.query[name](target), self.key[name](keys), self.value[name](values), mask
+            )
+            update = self.out[name](update)
+            if mask is not None:
+                update = update.masked_fill(~mask.any(dim=1)[:, None, None], 0.0)
+            found = found + update
+        return found
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Return what each head finds, ``(b, t, heads, d / heads)``; 0 where there is no key."""
-        if mask is not None and is_readable(mask):
-            key, value, mask = _without_hidden(key, value, mask)
-        width = query.shape[-1] // self.heads
+        """Scaled dot-product attention of every head; of all steps where there is no real one."""
+        width = self.width // self.heads
         query, key, value = (
             x.view(*x.shape[:2], self.heads, width).transpose(1, 2) for x in (query, key, value)
         )
-        keys = present = None
+        # The CPU multiplies slowly where a head is not a multiple of a vector of 16 entries wide.
+        pad = -width % 16 if query.device.type == "cpu" else 0
+        if pad:
+            query, key, value = (F.pad(x, (0, pad)) for x in (query, key, value))
         if mask is not None:
-            # A softmax over no key at all is undefined: such rows attend to everything, then are 0.
-            present = mask.any(dim=1)
-            keys = (mask | ~present.unsqueeze(1))[:, None, None, :]
-        at_once = is_readable(query) and (
-            key.shape[2] < _FEW_KEYS or query.shape[:3].numel() * key.shape[2] <= _FEW_SCORES
-        )
-        found = (_attend_at_once if at_once else _attend_in_blocks)(query, key, value, keys)
-        found = found.transpose(1, 2)
-        return found if present is None else _zero_samples(found, present)
+            # A softmax over no key at all is undefined.
+            mask = (mask | ~mask.any(dim=1, keepdim=True))[:, None, None, :]
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=width**-0.5)
+        return found[..., :width].transpose(1, 2).flatten(2)
+
+    def _placed(self, x: Tensor) -> Tensor:
+        """Add the positions."""
+        if not self.positions:
+            return x
+        return x + sinusoidal_positions(x.shape[1], self.width, dtype=x.dtype, device=x.device)
 
 
-def _attend_at_once(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
-    """Scaled dot-product attention whose scores are kept."""
-    query = query * query.shape[-1] ** -0.5
-    if key.shape[2] >= _FEW_KEYS:
-        scores = query @ key.transpose(2, 3)
-        if keys is not None:
-            scores = scores.masked_fill_(~keys, -torch.inf)
-        return scores.softmax(dim=3) @ value
-    # Queries along the rows: a softmax over rows shorter than a vector is ten times slower. It
-    # beats the kernel for any number of queries.
-    scores = key @ query.transpose(2, 3)
-    if keys is not None:
-        scores = scores.masked_fill_(~keys.transpose(2, 3), -torch.inf)
-    return scores.softmax(dim=2).transpose(2, 3) @ value
-
-
-def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
-    """Scaled dot-product attention by PyTorch's kernel, which keeps no scores."""
-    width = query.shape[-1]
-    # The CPU multiplies slowly where a head is not a multiple of 16 features wide.
-    pad = -width % _VECTOR if query.device.type == "cpu" else 0
-    if pad:  # F.pad copies even where it adds nothing.
-        query, key, value = (F.pad(x, (0, pad)) for x in (query, key, value))
-    found = F.scaled_dot_product_attention(query, key, value, attn_mask=keys, scale=width**-0.5)
-    return found[..., :width]
-
-
-def _check_sources(sources: Mapping[str, Tensor], names: Sequence[str]) -> None:
+def _check_sources(sources: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    names = list(names)
+    if not isinstance(sources, Mapping):
+        raise TypeError(f"sources must be a mapping by name, got {type(sources).__name__}")
     if set(sources) != set(names):
-        raise ValueError(f"sources must be {list(names)}, got {list(sources)}")
-
-
-def _positions(x: Tensor) -> Tensor:
-    positions = _kept_positions if is_readable(x) else sinusoidal_positions
-    return positions(x.shape[1], x.shape[2]).to(x)
-
-
-@lru_cache(maxsize=32)
-def _kept_positions(length: int, width: int) -> Tensor:
-    # Made where no later call is surprised: a tensor of inference mode could not be trained with.
-    with torch.inference_mode(False), torch.device("cpu"):
-        return sinusoidal_positions(length, width)
-
-
-def _without_hidden(
-    key: Tensor, value: Tensor, mask: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Bring the real steps to the front and cut what no sample needs; no mask where all is real."""
-    steps = mask.sum(dim=1).tolist()
-    longest = max(1, *steps) if steps else 1
-    if longest < mask.shape[1]:
-        order = mask.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]
-        rows = torch.arange(len(mask)).unsqueeze(1)
-        key, value, mask = key[rows, order], value[rows, order], mask[rows, order]
-    return key, value, None if min(steps, default=0) == longest else mask
-
-
-def _zero_samples(x: Tensor, present: Tensor) -> Tensor:
-    needed = unless_full(present)
-    return x if needed is None else x.masked_fill(~needed.view(-1, *[1] * (x.ndim - 1)), 0.0)
+        raise ValueError(f"sources must be {names}, got {list(sources)}")
 
 
 class CrossModalBlock(nn.Module):
@@ -291,7 +241,7 @@ class CrossModalEncoder(nn.Module):
         super().__init__()
         check_names("sources", sources)
         check_count("layers", layers, least=0)
-        self.sources = tuple(sources)
+        self.sources = tuple(sorted(sources))
         normed = self.sources if layers else ()
         self.source_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in normed})
         self.blocks = nn.ModuleList(

@@ -9,6 +9,50 @@ from torch import Tensor, nn
 from tdmer._checks import check_count, check_features, check_mask
 
 
+class FeatureStatistics:
+    """Running mean and spread of every feature over real, finite entries, in float64.
+
+    The statistics of each batch are merged into the running ones (Chan, Golub and LeVeque 1979),
+    so that large means cost no precision.
+
+    Args:
+        features: Width ``f`` of the raw features.
+        dtype: Floating point type in which they will be normalised: what it cannot hold is
+            infinite.
+
+    Example:
+        >>> found = FeatureStatistics(1)
+        >>> found.update(torch.tensor([[[1.0], [3.0], [float("inf")]]]))
+        >>> found.mean, found.count, found.nonfinite
+        (tensor([2.], dtype=torch.float64), tensor([2.], dtype=torch.float64), 1)
+    """
+
+    def __init__(self, features: int, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = torch.promote_types(dtype, torch.float32)
+        self.count, self.mean, self.square = torch.zeros(3, features, dtype=torch.float64)
+        self.nonfinite = 0
+
+    @torch.no_grad()
+    def update(self, x: Float[Tensor, "b t f"], mask: Bool[Tensor, "b t"] | None = None) -> None:
+        """Take in the real steps of a batch; entries that are not finite are only counted."""
+        width = self.mean.numel()
+        check_features("x", x, ndim=3, width=width)
+        check_mask("mask", mask, x.shape[:-1])
+        steps = x.reshape(-1, width) if mask is None else x[mask]
+        steps = steps.to(self.dtype).cpu().double()
+        finite = steps.isfinite()
+        self.nonfinite += int((~finite).sum())
+        steps = steps.masked_fill(~finite, 0.0)
+        n = finite.sum(dim=0).double()
+        mean = steps.sum(dim=0) / n.clamp(min=1)
+        square = ((steps - mean) * finite).square().sum(dim=0)
+        total = (self.count + n).clamp(min=1)
+        delta = mean - self.mean
+        self.mean = self.mean + delta * n / total
+        self.square = self.square + square + delta.square() * self.count * n / total
+        self.count = self.count + n
+
+
 class InputNormalization(nn.Module):
     """Standardises each feature with statistics of the real steps of a training set.
 
@@ -36,12 +80,8 @@ class InputNormalization(nn.Module):
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))
 
-    @torch.no_grad()
     def fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> int:
         """Take mean and standard deviation from the real, finite entries of a training set.
-
-        One pass in float64, in which the statistics of each batch are merged into the running
-        ones (Chan, Golub and LeVeque 1979), so that large means cost no precision.
 
         Args:
             batches: Pairs of features ``(b, t, f)`` and mask ``(b, t)`` or None.
@@ -52,34 +92,26 @@ class InputNormalization(nn.Module):
         Raises:
             ValueError: No finite entry was seen at all.
         """
-        width = self.mean.numel()
-        count, mean, square = torch.zeros(3, width, dtype=torch.float64)
-        nonfinite = 0
+        found = FeatureStatistics(self.mean.numel(), self.mean.dtype)
         for x, mask in batches:
-            check_features("x", x, ndim=3, width=width)
-            check_mask("mask", mask, x.shape[:-1])
-            steps = x.reshape(-1, width) if mask is None else x[mask]
-            # What float32 cannot hold is infinite to the forward pass.
-            steps = steps.to(self.mean.dtype).cpu().double()
-            finite = steps.isfinite()
-            nonfinite += int((~finite).sum())
-            steps = steps.masked_fill(~finite, 0.0)
-            n = finite.sum(dim=0).double()
-            batch_mean = steps.sum(dim=0) / n.clamp(min=1)
-            batch_square = ((steps - batch_mean) * finite).square().sum(dim=0)
-            total = (count + n).clamp(min=1)
-            delta = batch_mean - mean
-            mean = mean + delta * n / total
-            square = square + batch_square + delta.square() * count * n / total
-            count = count + n
-        if not count.any():
+            found.update(x, mask)
+        self.take(found)
+        return found.nonfinite
+
+    @torch.no_grad()
+    def take(self, found: FeatureStatistics) -> None:
+        """Take mean and standard deviation from statistics that were gathered elsewhere.
+
+        Raises:
+            ValueError: They are of no finite entry at all.
+        """
+        if not found.count.any():
             raise ValueError("batches must hold at least one real, finite entry, got none")
-        std = (square / count.clamp(min=1)).sqrt()
-        # A spread below float32's resolution at the mean is rounding, not signal.
-        constant = std <= torch.finfo(torch.float32).eps * mean.abs().clamp(min=1e-30)
-        self.mean.copy_(mean)
+        std = (found.square / found.count.clamp(min=1)).sqrt()
+        # A spread below the resolution at the mean is rounding, not signal.
+        constant = std <= torch.finfo(found.dtype).eps * found.mean.abs().clamp(min=1e-30)
+        self.mean.copy_(found.mean)
         self.std.copy_(std.masked_fill(constant, 1.0))
-        return nonfinite
 
     def forward(
         self, x: Float[Tensor, "b t f"], mask: Bool[Tensor, "b t"] | None = None
@@ -87,7 +119,10 @@ class InputNormalization(nn.Module):
         """Normalise, with 0 for non-finite entries and for padded steps."""
         check_features("x", x, ndim=3, width=self.mean.numel())
         check_mask("mask", mask, x.shape[:-1])
-        x = x.to(self.mean.dtype)
+        # In float16 the raw features, whose scale is not ours, could overflow and a spread be 0.
+        precise = torch.promote_types(self.mean.dtype, torch.float32)
+        x, mean, std = x.to(precise), self.mean.to(precise), self.std.to(precise)
         keep = x.isfinite() if mask is None else x.isfinite() & mask.unsqueeze(-1)
         # The fill stops the gradient, too: that of NaN would otherwise be NaN.
-        return ((x - self.mean) / self.std).masked_fill(~keep, 0.0)
+        normalized = ((x - mean) / std.masked_fill(std == 0, 1.0)).masked_fill(~keep, 0.0)
+        return normalized.to(self.mean.dtype)

@@ -6,7 +6,7 @@ This is also the one place where values may decide what is computed.
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tdmer._checks import check_features, check_mask
 
@@ -113,15 +113,19 @@ def unless_full(mask: Bool[Tensor, "*n"] | None) -> Tensor | None:
     return None if mask is None or (is_readable(mask) and bool(mask.all())) else mask
 
 
+def is_traced(x: Tensor) -> bool:
+    """Whether a compiler, an exporter, a functional transform or a subclass sees the operations."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or type(x) not in (Tensor, nn.Parameter)
+    )
+
+
 def is_readable(x: Tensor) -> bool:
     """Whether the values may decide what is done: on a CPU, where nothing is traced.
 
     Elsewhere a look at them would make a GPU wait, break a graph or be frozen into it.
     """
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or type(x) is not Tensor
-        or x.device.type != "cpu"
-    )
+    return x.device.type == "cpu" and not is_traced(x)

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import config
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from tdmer.losses import (
     CMDLoss,
+    _moments,
     central_moments,
     cmd,
     cmd_loss,
@@ -36,6 +38,13 @@ traceable = pytest.mark.skipif(
 )
 
 
+# Forward mode of torch compiles its own decompositions.
+forward_mode = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
+)
+far_outside = pytest.mark.filterwarnings("ignore:features must lie in an interval")
+
+
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Switch the run-time checks of shapes off, which would answer first or break the graph."""
@@ -44,7 +53,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def blocks_of(elements: int) -> AbstractContextManager[object]:
     """Cut samples into blocks of so many elements, so that small samples have several."""
-    return mock.patch.object(cmd, "_BLOCK", elements)
+    return mock.patch.object(_moments, "BLOCK", elements)
 
 
 def random_samples(*lengths: int, d: int = 3, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -176,6 +185,7 @@ def test_bounded_on_the_unit_cube(parts: list[Tensor], n_moments: int) -> None:
     assert cmd_loss(x, y, n_moments=n_moments) <= math.sqrt(x.shape[1]) * bound + 1e-6
 
 
+@far_outside
 @thorough
 @given(shifted_samples(), ORDERS, SPANS)
 def test_pure_shift_gives_its_length(
@@ -225,6 +235,7 @@ def test_correction_only_lowers(parts: list[Tensor], n_moments: int) -> None:
     assert 0 <= corrected <= cmd_loss(x, y, n_moments=n_moments)
 
 
+@far_outside
 @thorough
 @given(masked_samples(d=2), samples(d=2), ORDERS, SPANS, BLOCKS)
 def test_plain_and_blockwise_paths_agree(
@@ -266,6 +277,63 @@ def test_mask_and_weights_together() -> None:
     expected = central_moments(x[mask], weights=weights[mask])
     moments = central_moments(x, mask=mask, weights=weights)
     torch.testing.assert_close(moments, expected, **EXACT)
+
+
+@pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, w: central_moments(x, weights=w),
+        lambda x, w: merge_moments(x[:, None], w),
+        lambda x, w: cmd_loss(x, x, x_weights=w),
+        lambda x, w: cmd_loss(x, x, y_weights=w.requires_grad_()),
+        lambda x, w: CMDLoss()(x, x, x_weights=w),
+    ],
+)
+def test_weights_that_are_none_are_refused(call: object, wrong: float) -> None:
+    (x,) = random_samples(3)
+    rule = f"weights must be at least 0 and have a finite sum, got values from .*{wrong:g}"
+    with pytest.raises(ValueError, match=rule):
+        call(x, torch.tensor([wrong, 1.0, 1.0]))
+
+
+@pytest.mark.parametrize("first", [math.nan, -0.25])
+def test_weights_that_cannot_be_looked_at_give_one_result_on_every_path(first: float) -> None:
+    x, y = random_samples(3, 4)
+    weights = torch.tensor([first, 1.0, 2.0]).double()
+    with mock.patch.object(cmd, "is_readable", return_value=False):
+        blockwise = cmd_loss(x, y, x_weights=weights)
+        plain = cmd_loss(x, y, x_weights=weights.clone().requires_grad_())
+    torch.testing.assert_close(plain.detach(), blockwise, equal_nan=True, **EXACT)
+    # Garbage is not turned into a loss of 0.
+    assert blockwise.isnan() if math.isnan(first) else blockwise > 0
+
+
+def test_a_mask_that_hides_nothing_costs_nothing() -> None:
+    parts = random_samples(6, 6, 6)
+    with mock.patch.object(cmd, "moments_of", wraps=_moments.moments_of) as moments:
+        masked = pairwise_cmd_loss(parts, masks=[torch.ones(6, dtype=torch.bool)] * 3)
+    assert moments.call_count == 1
+    assert masked == pairwise_cmd_loss(parts)
+
+
+@pytest.mark.parametrize(("n_moments", "most"), [(1, 1.0), (2, 1.25), (5, 2.0)])
+def test_features_far_outside_the_span_are_noticed(n_moments: int, most: float) -> None:
+    x = torch.zeros(2, 4)
+    # Two samples at the two ends of the interval are as far apart as any in it.
+    inside = cmd_loss(x, x + 3, n_moments=n_moments, span=3.0)
+    assert inside == 2.0
+    # Means alone can go beyond the bound, which is sqrt(d) times what one feature can reach.
+    just_inside = cmd_loss(x, x + 0.999 * most, n_moments=n_moments)
+    assert just_inside.item() == pytest.approx(0.999 * most * 2)
+    for call in (
+        lambda: cmd_loss(x, x + 1.002 * most, n_moments=n_moments),
+        lambda: pairwise_cmd_loss([x, x + 1.503 * most, x], n_moments=n_moments),
+    ):
+        with pytest.warns(UserWarning, match="features must lie in an interval") as record:
+            call()
+        assert record[0].filename == __file__
+    pairwise_cmd_loss([x, x + 1.497 * most, x], n_moments=n_moments)
 
 
 def test_any_layout_in_memory() -> None:
@@ -313,17 +381,17 @@ def test_mapping_and_sequence_agree() -> None:
 
 def test_moments_are_computed_once_per_sample() -> None:
     parts = random_samples(4, 5, 6, 7)
-    with mock.patch.object(cmd, "_moments", wraps=cmd._moments) as moments:
+    with mock.patch.object(cmd, "moments_of", wraps=_moments.moments_of) as moments:
         pairwise_cmd_loss(parts)
     assert moments.call_count == 4
 
 
 def test_samples_of_one_shape_are_one_operation() -> None:
     parts = [part.requires_grad_() for part in random_samples(6, 6, 6)]
-    with mock.patch.object(cmd, "_moments", wraps=cmd._moments) as moments:
+    with mock.patch.object(cmd, "moments_of", wraps=_moments.moments_of) as moments:
         together = pairwise_cmd_loss(parts)
     assert moments.call_count == 1
-    with blocks_of(12):
+    with mock.patch.object(cmd, "_SMALL", 12):
         apart = pairwise_cmd_loss(parts)
     torch.testing.assert_close(together, apart, **EXACT)
     for a, b in zip(gradients(together, *parts), gradients(apart, *parts), strict=True):
@@ -333,6 +401,7 @@ def test_samples_of_one_shape_are_one_operation() -> None:
 # Gradients
 
 
+@forward_mode
 @pytest.mark.parametrize("n_moments", [1, 2, 5])
 @pytest.mark.parametrize("elements", [6, 2**18])
 @pytest.mark.parametrize("kind", ["all", "masked", "weighted", "both"])
@@ -348,22 +417,41 @@ def test_gradcheck(kind: str, elements: int, n_moments: int) -> None:
 
     inputs = (x.requires_grad_(), y.requires_grad_())
     with blocks_of(elements):
-        assert torch.autograd.gradcheck(loss, inputs)
+        # Forward mode knows no blocks.
+        assert torch.autograd.gradcheck(loss, inputs, check_forward_ad=elements == 6)
         assert torch.autograd.gradgradcheck(loss, inputs)
 
 
+@forward_mode
 def test_gradcheck_of_weights() -> None:
     x, y = random_samples(5, 4)
     weights = torch.tensor([1.0, 0.5, 3.0, 2.0, 0.25]).double().requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x, w: cmd_loss(x, y, x_weights=w), (x.requires_grad_(), weights)
+        lambda x, w: cmd_loss(x, y, x_weights=w),
+        (x.requires_grad_(), weights),
+        check_forward_ad=True,
     )
 
 
+@forward_mode
 def test_gradcheck_of_merged_moments() -> None:
     moments = torch.stack([central_moments(part) for part in random_samples(5, 4)])
-    weights = torch.tensor([2.0, 1.0]).double()
-    assert torch.autograd.gradcheck(merge_moments, (moments.requires_grad_(), weights))
+    weights = torch.tensor([2.0, 1.0]).double().requires_grad_()
+    inputs = (moments.requires_grad_(), weights)
+    assert torch.autograd.gradcheck(merge_moments, inputs, check_forward_ad=True)
+
+
+@forward_mode
+@pytest.mark.parametrize("lengths", [(4, 4), (4, 3)], ids=["side by side", "apart"])
+def test_forward_mode_is_the_directional_derivative(lengths: tuple[int, int]) -> None:
+    x, y = random_samples(*lengths)
+    direction = torch.linspace(-1, 1, x.numel()).double().view_as(x)
+    with forward_ad.dual_level():
+        loss = cmd_loss(forward_ad.make_dual(x, direction), y)
+        found = forward_ad.unpack_dual(loss).tangent
+    x.requires_grad_()
+    expected = (gradients(cmd_loss(x, y), x)[0] * direction).sum()
+    torch.testing.assert_close(found, expected, **EXACT)
 
 
 def test_noise_is_a_constant_to_the_gradient() -> None:
@@ -422,7 +510,8 @@ def test_backward_keeps_the_input_and_no_power_of_it() -> None:
     with blocks_of(2**8), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         cmd_loss(*parts)
     extra = sum(kept.values()) - sum(part.numel() for part in parts)
-    assert extra <= 10 * 5 * 8
+    # A share for every row, and statistics of eight features; one power would be 7200.
+    assert extra <= 900 + 10 * 5 * 8
 
 
 # Pads
@@ -541,7 +630,7 @@ def test_compiles_without_a_graph_break() -> None:
         torch.testing.assert_close(gradient, expected)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@forward_mode
 def test_vmap_and_grad() -> None:
     x, y = random_samples(12, 4)
     batch = x.view(3, 4, 3)
@@ -615,22 +704,22 @@ def test_exports_with_any_number_of_samples() -> None:
         (
             lambda x: pairwise_cmd_loss([x, x], masks=[None]),
             ValueError,
-            "masks must have one entry per sample, 2, got 1",
+            r"masks must be of samples \[0, 1\], got of \[0\]",
         ),
         (
             lambda x: pairwise_cmd_loss({"a": x}, masks={"b": x[:, 0] > 0}),
             ValueError,
-            r"masks must have names of samples, got \['b'\]",
+            r"masks must be of samples \['a'\], got of \['b'\]",
         ),
         (
             lambda x: pairwise_cmd_loss({"a": x}, masks=[x[:, 0] > 0]),
-            TypeError,
-            "masks must be a mapping where samples is one, got list",
+            ValueError,
+            r"masks must be of samples \['a'\], got of \[0\]",
         ),
         (
             lambda x: pairwise_cmd_loss([x], masks={"a": x[:, 0] > 0}),
-            TypeError,
-            "masks must be a sequence where samples is one, got dict",
+            ValueError,
+            r"masks must be of samples \[0\], got of \['a'\]",
         ),
         (
             lambda x: pairwise_cmd_loss([x], masks=[x[:, 0]]),

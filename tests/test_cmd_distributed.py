@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
@@ -61,6 +62,10 @@ def results(
     found["unmasked"] = pairwise_cmd_loss([x, inputs["audio"]], span=9.0, group=group)
     found["moments"] = central_moments(x, group=group)
     found["no sample"] = central_moments(x, mask=nothing, group=group)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        moments = central_moments(dual, weights=weights[rows], group=group)
+        found["tangent"] = forward_ad.unpack_dual(moments).tangent[:1]
     return found
 
 
@@ -79,6 +84,8 @@ def work(rank: int, size: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+# Forward mode of torch compiles its own decompositions.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("size", SHARES)
 def test_ranks_with_uneven_shares_equal_one_process(size: int, tmp_path: Path) -> None:
     # A server that has imported this module once forks the ranks.

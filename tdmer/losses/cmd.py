@@ -1,9 +1,10 @@
 """Central moment discrepancy: how far two samples are apart in their moments (Eqs. 2, 3)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+import warnings
+from collections.abc import Mapping, Sequence
 from itertools import combinations
-from math import comb, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -11,10 +12,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tdmer._checks import check_count, check_features, check_mask, check_positive, check_weights
+from tdmer.losses._moments import divisor, moments_of, recentred, reduced
+from tdmer.masks import is_readable, is_traced, unless_full
 
-# Elements of a block: two float32 blocks are 2 MB, near the cores, and their operations are long
-# beside the launching of them; on other devices larger ones hide the launches.
-_BLOCK = 2**18
+# Elements of all samples up to which launching operations costs more than they do.
+_SMALL = 2**18
 
 
 def central_moments(
@@ -34,7 +36,8 @@ def central_moments(
         x: Samples; all axes but the last are sample axes: ``(n, d)`` or ``(b, t, d)``.
         n_moments: The highest order, k.
         mask: True where a sample is real; None: all are. What stands elsewhere does not matter.
-        weights: Non-negative weights of the samples; one of weight 0 is as good as masked.
+        weights: Weights of the samples, finite and not negative; one of weight 0 is as good as
+            masked. Others are an error on a CPU; elsewhere they enter the sums as they are.
         group: Processes that each hold a part of the sample; the result is that of the whole. All
             must call, forward and backward, and each gets the gradient of the *sum* of their
             losses, which :class:`~torch.nn.parallel.DistributedDataParallel` then averages.
@@ -46,8 +49,8 @@ def central_moments(
     Raises:
         TypeError: ``x`` or ``weights`` is not floating point, ``mask`` is not bool, or
             ``n_moments`` is not an int.
-        ValueError: ``x`` has no feature axis, a shape is not that of the sample axes, or
-            ``n_moments`` is below 1.
+        ValueError: ``x`` has no feature axis, a shape is not that of the sample axes,
+            ``n_moments`` is below 1, or a weight is negative, NaN or infinite.
 
     Source:
         Zellinger et al., "Central Moment Discrepancy", ICLR 2017, Definition 2.
@@ -56,11 +59,8 @@ def central_moments(
         >>> central_moments(torch.tensor([[0.0], [0.0], [3.0]]), 3).squeeze(1)
         tensor([1., 2., 2.])
     """
-    check_features("x", x)
-    check_mask("mask", mask, x.shape[:-1])
-    check_weights("weights", weights, x.shape[:-1])
     check_count("n_moments", n_moments)
-    return _moments(x, n_moments, 1.0, mask, weights, group)[0]
+    return _moments([_sample(x, mask, weights)], n_moments, 1.0, group)[0][0]
 
 
 def merge_moments(
@@ -75,14 +75,15 @@ def merge_moments(
 
     Args:
         moments: Moments of every part, as :func:`central_moments` returns them.
-        weights: Non-negative weights of the parts: their numbers of samples.
+        weights: Weights of the parts, as there: their numbers of samples.
 
     Returns:
         The moments of the whole; zeros if all weights are 0.
 
     Raises:
         TypeError: An input is not floating point.
-        ValueError: ``moments`` has not 3 axes, or ``weights`` is not one number per part.
+        ValueError: ``moments`` has not 3 axes, or ``weights`` is not one finite number of at
+            least 0 per part.
 
     Source:
         Pebay, "Formulas for robust, one-pass parallel computation of covariances and
@@ -96,9 +97,11 @@ def merge_moments(
     """
     check_features("moments", moments, ndim=3)
     check_weights("weights", weights, moments.shape[:1])
-    shares = (weights / _divisor(weights.sum())).view(-1, 1, 1)
+    _refuse_weights("weights", weights)
+    weights = weights.to(torch.promote_types(moments.dtype, torch.float32))
+    shares = (weights / divisor(weights.sum())).view(-1, 1, 1)
     mean = (shares * moments[:, :1]).sum(dim=0)
-    central = shares * _recentred(moments, moments[:, 0] - mean)
+    central = shares * recentred(moments, moments[:, 0] - mean)
     return torch.cat([mean, central.sum(dim=0)])
 
 
@@ -127,12 +130,16 @@ def cmd_loss(
         span: Length of the interval, ``|b - a|``: 1 for sigmoid features, 2 for tanh.
         x_mask: True where a sample of ``x`` is real; None: all are.
         y_mask: True where a sample of ``y`` is real; None: all are.
-        x_weights: Non-negative weights of the samples of ``x``.
-        y_weights: Non-negative weights of the samples of ``y``.
+        x_weights: Weights of the samples of ``x`` (see :func:`central_moments`).
+        y_weights: Weights of the samples of ``y``.
         group: Processes that each hold a part of both samples (see :func:`central_moments`).
 
     Returns:
         A scalar, at least 0; 0 if a side has no real sample. Float32 for lower precision input.
+
+    Warns:
+        UserWarning: The result is above ``sqrt(d) (K + 3) / 4``, which no features in an interval
+            of that length reach. Only a CPU looks.
 
     Raises:
         TypeError: As :func:`central_moments`.
@@ -145,16 +152,10 @@ def cmd_loss(
         >>> cmd_loss(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.5]]), n_moments=2)
         tensor(0.2500)
     """
-    check_features("x", x)
-    check_features("y", y, width=x.shape[-1])
-    check_mask("x_mask", x_mask, x.shape[:-1])
-    check_mask("y_mask", y_mask, y.shape[:-1])
-    check_weights("x_weights", x_weights, x.shape[:-1])
-    check_weights("y_weights", y_weights, y.shape[:-1])
-    check_count("n_moments", n_moments)
-    check_positive("span", span)
-    samples = [(x, x_mask, x_weights), (y, y_mask, y_weights)]
-    return _distances(_all_moments(samples, n_moments, span, group)).sum()
+    _check_options(n_moments, span)
+    a = _sample(x, x_mask, x_weights, ("x", "x_mask", "x_weights"))
+    b = _sample(y, y_mask, y_weights, ("y", "y_mask", "y_weights"), x.shape[-1])
+    return _total(_distances([a, b], n_moments, span, group), x.shape[-1])
 
 
 def corrected_cmd_loss(
@@ -200,16 +201,12 @@ def corrected_cmd_loss(
         >>> cmd_loss(x, y, n_moments=1), corrected_cmd_loss(x, y, n_moments=1)
         (tensor(0.1000), tensor(0.))
     """
-    check_features("x", x)
-    check_features("y", y, width=x.shape[-1])
-    check_mask("x_mask", x_mask, x.shape[:-1])
-    check_mask("y_mask", y_mask, y.shape[:-1])
-    check_count("n_moments", n_moments)
-    check_positive("span", span)
-    parts = _all_moments([(x, x_mask, None), (y, y_mask, None)], n_moments, span, None)
-    distances = _distances(parts)[0]
-    noise = _noise(x, n_moments, span, x_mask) + _noise(y, n_moments, span, y_mask)
-    return (distances - noise / _divisor(distances)).clamp_min(0.0).sum()
+    _check_options(n_moments, span)
+    a = _sample(x, x_mask, None, ("x", "x_mask", ""))
+    b = _sample(y, y_mask, None, ("y", "y_mask", ""), x.shape[-1])
+    distances = _distances([a, b], n_moments, span, None)
+    noise = _noise(a, n_moments, span) + _noise(b, n_moments, span)
+    return _total((distances - noise / divisor(distances)).clamp_min(0.0), x.shape[-1])
 
 
 class CMDLoss(nn.Module):
@@ -226,18 +223,15 @@ class CMDLoss(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        n_moments: int = 5,
-        span: float = 1.0,
-        group: dist.ProcessGroup | None = None,
+        self, *, n_moments: int = 5, span: float = 1.0, group: dist.ProcessGroup | None = None
     ) -> None:
         super().__init__()
-        check_count("n_moments", n_moments)
-        check_positive("span", span)
-        self.n_moments = n_moments
-        self.span = span
-        self.group = group
+        _check_options(n_moments, span)
+        self.n_moments, self.span, self.group = n_moments, span, group
+
+    def extra_repr(self) -> str:
+        """Return the options."""
+        return f"n_moments={self.n_moments}, span={self.span}, group={self.group}"
 
     def forward(
         self,
@@ -250,17 +244,8 @@ class CMDLoss(nn.Module):
         y_weights: Float[Tensor, "*m"] | None = None,
     ) -> Float[Tensor, ""]:
         """Return :func:`cmd_loss` of ``x`` and ``y``."""
-        return cmd_loss(
-            x,
-            y,
-            n_moments=self.n_moments,
-            span=self.span,
-            x_mask=x_mask,
-            y_mask=y_mask,
-            x_weights=x_weights,
-            y_weights=y_weights,
-            group=self.group,
-        )
+        rows = {"x_mask": x_mask, "y_mask": y_mask, "x_weights": x_weights, "y_weights": y_weights}
+        return cmd_loss(x, y, n_moments=self.n_moments, span=self.span, group=self.group, **rows)
 
 
 def pairwise_cmd_loss(
@@ -288,8 +273,8 @@ def pairwise_cmd_loss(
         A scalar, at least 0. A pair of which a side has no real sample adds 0.
 
     Raises:
-        TypeError: As :func:`cmd_loss`, or ``masks`` is of another kind than ``samples``.
-        ValueError: As :func:`cmd_loss`, there is no sample, or ``masks`` does not fit ``samples``.
+        TypeError: As :func:`cmd_loss`.
+        ValueError: As :func:`cmd_loss`, there is no sample, or ``masks`` are not of ``samples``.
 
     Source:
         Xu et al., "TDMER", ICASSP 2025, Eq. 3.
@@ -299,48 +284,81 @@ def pairwise_cmd_loss(
         >>> pairwise_cmd_loss(ends)
         tensor(2.)
     """
+    _check_options(n_moments, span)
+    by_key, mask_of = _by_key(samples), {} if masks is None else _by_key(masks)
+    if not by_key:
+        raise ValueError("samples must hold at least one sample, got none")
+    left_out = masks is not None and len(mask_of) < len(by_key)
+    if mask_of.keys() - by_key.keys() or (left_out and not isinstance(masks, Mapping)):
+        raise ValueError(f"masks must be of samples {list(by_key)}, got of {list(mask_of)}")
+    parts: list[_Sample] = []
+    for key, x in by_key.items():
+        names = f"samples[{key!r}]", f"masks[{key!r}]", ""
+        width = parts[0].x.shape[1] if parts else None
+        parts.append(_sample(x, mask_of.get(key), None, names, width))
+    return _total(_distances(parts, n_moments, span, group), parts[0].x.shape[1])
+
+
+def _by_key(values: Mapping[str, Any] | Sequence[Any]) -> dict[str | int, Any]:
+    return dict(values.items() if isinstance(values, Mapping) else enumerate(values))
+
+
+class _Sample(NamedTuple):
+    """What moments are taken of."""
+
+    x: Tensor
+    """Rows ``(n, d)``."""
+    shares: Tensor | None
+    """What every row weighs, in sum 1, or all 0; None: all the same."""
+    total: Tensor | None
+    """What all rows together weigh before that; None: their number, which is not 0."""
+
+
+def _sample(
+    x: Tensor,
+    mask: Tensor | None,
+    weights: Tensor | None,
+    names: Sequence[str] = ("x", "mask", "weights"),
+    width: int | None = None,
+) -> _Sample:
+    """Check what was given, under its names in messages, and bring it to one form."""
+    check_features(names[0], x, width=width)
+    check_mask(names[1], mask, x.shape[:-1])
+    check_weights(names[2], weights, x.shape[:-1])
+    n = math.prod(x.shape[:-1])
+    x = x if x.ndim == 2 else x.reshape(n, x.shape[-1])
+    mask = unless_full(mask)
+    if mask is None and weights is None and n > 0:
+        return _Sample(x, None, None)
+    precise = torch.promote_types(x.dtype, torch.float32)
+    shares = (x.new_ones(n) if weights is None else weights.reshape(n)).to(precise)
+    if mask is not None:
+        shares = torch.where(mask.reshape(n), shares, 0.0)
+    if weights is not None:
+        _refuse_weights(names[2], shares)
+    total = shares.sum()
+    return _Sample(x, shares / divisor(total), total)
+
+
+def _check_options(n_moments: int, span: float) -> None:
     check_count("n_moments", n_moments)
     check_positive("span", span)
-    parts = _aligned(samples, masks)
-    if not parts:
-        raise ValueError("samples must hold at least one sample, got none")
-    width = None
-    for key, x, mask in parts:
-        check_features(f"samples[{key!r}]", x, width=width)
-        check_mask(f"masks[{key!r}]", mask, x.shape[:-1])
-        width = x.shape[-1]
-    triples = [(x, mask, None) for _, x, mask in parts]
-    return _distances(_all_moments(triples, n_moments, span, group)).sum()
 
 
-def _aligned(
-    samples: Mapping[str, Tensor] | Sequence[Tensor],
-    masks: Mapping[str, Tensor] | Sequence[Tensor | None] | None,
-) -> list[tuple[str | int, Tensor, Tensor | None]]:
-    """Pair every sample with its mask; the key serves the messages."""
-    if isinstance(samples, Mapping):
-        if masks is None:
-            masks = {}
-        if not isinstance(masks, Mapping):
-            raise TypeError(
-                f"masks must be a mapping where samples is one, got {type(masks).__name__}"
-            )
-        if unknown := set(masks) - set(samples):
-            raise ValueError(f"masks must have names of samples, got {sorted(unknown)}")
-        return [(name, x, masks.get(name)) for name, x in samples.items()]
-    if masks is None:
-        masks = [None] * len(samples)
-    if isinstance(masks, Mapping):
-        raise TypeError(
-            f"masks must be a sequence where samples is one, got {type(masks).__name__}"
+def _refuse_weights(name: str, weights: Tensor) -> None:
+    """Raise where it can be seen that the weights are no weights."""
+    if is_readable(weights) and not bool((weights >= 0).all() & weights.sum().isfinite()):
+        raise ValueError(
+            f"{name} must be at least 0 and have a finite sum, "
+            f"got values from {weights.min():g} to {weights.max():g}"
         )
-    if len(masks) != len(samples):
-        raise ValueError(f"masks must have one entry per sample, {len(samples)}, got {len(masks)}")
-    return [(i, x, mask) for i, (x, mask) in enumerate(zip(samples, masks, strict=True))]
 
 
-def _distances(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
-    """Return the distance of every order (last axis) for every pair of (moments, is any real)."""
+def _distances(
+    samples: Sequence[_Sample], n_moments: int, span: float, group: dist.ProcessGroup | None
+) -> Tensor:
+    """Return the distance of every order (last axis) for every pair of samples."""
+    parts = _moments(samples, n_moments, span, group)
     # No pair: no feature is left, and the distance is 0 without a special case.
     gaps = [parts[0][0][:, :0]] if len(parts) == 1 else []
     for (a, a_real), (b, b_real) in combinations(parts, 2):
@@ -353,235 +371,51 @@ def _distances(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
     return distances
 
 
-def _all_moments(
-    samples: Sequence[tuple[Tensor, Tensor | None, Tensor | None]],
-    n_moments: int,
-    span: float,
-    group: dist.ProcessGroup | None,
-) -> list[tuple[Tensor, Tensor | None]]:
-    """Return :func:`_moments` of every (sample, mask, weights)."""
-    x = samples[0][0]
-    small = group is None and not _is_traced(x) and 0 < x.numel() * len(samples) <= _BLOCK
-    if small and all(
-        y.shape == x.shape and y.dtype == x.dtype and mask is None and weights is None
-        for y, mask, weights in samples
-    ):
-        # Launching operations costs more than they do: the features stand side by side as those
-        # of one sample.
-        side_by_side = torch.cat([y for y, *_ in samples], dim=-1)
-        moments, _ = _moments(side_by_side, n_moments, span, None, None, None)
-        return [(part, None) for part in moments.chunk(len(samples), dim=1)]
-    return [_moments(y, n_moments, span, mask, weights, group) for y, mask, weights in samples]
-
-
 def _moments(
-    x: Tensor,
-    n_moments: int,
-    span: float,
-    mask: Tensor | None,
-    weights: Tensor | None,
-    group: dist.ProcessGroup | None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the moments in units of the span, and whether a sample is real (None: one is)."""
-    n, d = prod(x.shape[:-1]), x.shape[-1]
-    x = x.reshape(n, d)
-    precise = torch.promote_types(x.dtype, torch.float32)
-    shares = total = None
-    if mask is not None or weights is not None:
-        weights = x.new_ones(n, dtype=precise) if weights is None else weights.reshape(n)
-        weights = weights if mask is None else torch.where(mask.reshape(n), weights, 0.0)
-        total = weights.to(precise).sum()
-        shares = weights.to(precise) / _divisor(total)
-    elif group is not None or n == 0:
-        total = x.new_full((), n, dtype=precise)
-    if _is_traced(x) or (shares is not None and shares.requires_grad):
-        moments = _plain_moments(x, shares, n_moments, span)
-    else:
-        moments = _blockwise_moments(x, shares, n_moments, span)
-    if group is not None and total is not None:
-        moments, total = _reduce(moments, total, group)
-    return moments, None if total is None else total > 0
+    samples: Sequence[_Sample], n_moments: int, span: float, group: dist.ProcessGroup | None
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Return the moments of every sample, and whether one of its rows is real (None: one is)."""
+    x = samples[0].x
+    small = group is None and not is_traced(x) and x.numel() * len(samples) <= _SMALL
+    if small and all(s.total is None and s.x.shape == x.shape for s in samples):
+        # The features stand side by side, as those of one sample.
+        moments = moments_of(torch.cat([s.x for s in samples], dim=1), None, n_moments, span)
+        return [(part, None) for part in moments.chunk(len(samples), dim=1)]
+    found = []
+    for x, shares, total in samples:
+        moments = moments_of(x, shares, n_moments, span)
+        if group is not None:
+            total = moments.new_full((), x.shape[0]) if total is None else total
+            moments, total = reduced(moments, total, group)
+        found.append((moments, None if total is None else total != 0))
+    return found
 
 
-def _noise(x: Tensor, n_moments: int, span: float, mask: Tensor | None) -> Tensor:
+def _noise(sample: _Sample, n_moments: int, span: float) -> Tensor:
     """Return the sampling variance of the moments of every order, summed over features."""
-    moments, _ = _moments(x.detach(), 2 * n_moments, span, mask, None, None)
+    moments = moments_of(sample.x.detach(), sample.shares, 2 * n_moments, span)
     central = torch.cat([torch.ones_like(moments[:1]), moments])
     central[1] = 0.0
-    k = torch.arange(1, n_moments + 1, device=x.device)
+    k = torch.arange(1, n_moments + 1, device=moments.device)
     factor = k.unsqueeze(1).to(moments.dtype)
     slope = factor * central[k - 1]
     variance = central[2 * k] - central[k].square() - 2 * slope * central[k + 1]
     variance += slope.square() * central[2]
     variance[0] = central[2]
-    freedom = max(prod(x.shape[:-1]) - 1, 1) if mask is None else (mask.sum() - 1).clamp(min=1)
-    return variance.sum(dim=1) / freedom
+    n = moments.new_full((), sample.x.shape[0]) if sample.total is None else sample.total
+    return variance.sum(dim=1) / (n - 1).clamp_min(1.0)
 
 
-def _divisor(total: Tensor) -> Tensor:
-    """Return what to divide by: the total, or 1 where it is 0."""
-    return torch.where(total > 0, total, 1.0)
-
-
-def _is_traced(x: Tensor) -> bool:
-    """Whether a compiler, an exporter, a functional transform or a subclass sees the operations."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or type(x) not in (Tensor, nn.Parameter)
-    )
-
-
-def _plain_moments(x: Tensor, shares: Tensor | None, n_moments: int, span: float) -> Tensor:
-    """Return the moments by differentiable operations."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    if shares is None:
-        n = x.shape[0]
-        shares = x.new_full((n,), 1.0 / max(n, 1))
-    shares = shares.unsqueeze(1)
-    x = torch.where(shares > 0, x, 0.0)
-    mean = (shares * x).sum(dim=0)
-    # Dividing before the power keeps every power of a large span finite.
-    centred = torch.where(shares > 0, (x - mean) / span, 0.0)
-    rows = [mean / span]
-    power = centred
-    for _ in range(1, n_moments):
-        power = power * centred
-        rows.append((shares * power).sum(dim=0))
-    return torch.stack(rows)
-
-
-class _BlockwiseMoments(torch.autograd.Function):
-    """The moments from blocks of rows that stay in the cache.
-
-    No power of the input is kept. With ``c`` a centred row in units of the span, the gradient with
-    respect to the row is ``share / span * (g_1 + sum_{k=2..K} k g_k (c^(k-1) - C_(k-1)))``, where
-    ``C_1 = 0``: a polynomial in ``c``, evaluated by Horner's rule.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shares: Tensor | None, n_moments: int, span: float) -> Tensor:
-        n, d = x.shape
-        c_buffer, power_buffer = buffers = _buffers(x)
-        moments = buffers.new_zeros(n_moments, d)
-        if shares is None:
-            mean = x.sum(dim=0, dtype=buffers.dtype).div_(max(n, 1))
-            weights = buffers.new_full((n,), 1.0 / max(n, 1))
-        else:
-            mean, weights = buffers.new_zeros(d), shares
-            for block, share in _blocks(c_buffer, x, shares):
-                real = c_buffer[: len(block)].copy_(block)
-                mean.addmv_(real.masked_fill_(_pads(share), 0.0).t(), share)
-        first, *higher = moments.unbind()
-        torch.div(mean, span, out=first)
-        for block, share in _blocks(c_buffer, x, weights):
-            c = _centre(block, mean, span, None if shares is None else share, c_buffer)
-            power, target = c, power_buffer[: len(block)]
-            columns = target.t()
-            for row in higher:
-                power = torch.mul(power, c, out=target)
-                row.addmv_(columns, share)
-        ctx.save_for_backward(x, shares, mean, moments)
-        ctx.span = span
-        return moments
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        x, shares, mean, moments = ctx.saved_tensors
-        span = ctx.span
-        if torch.is_grad_enabled():  # This gradient will itself be differentiated.
-            plain = _plain_moments(x, shares, len(moments), span)
-            (result,) = torch.autograd.grad(plain, x, grad, create_graph=True)
-            return result, None, None, None
-        orders = torch.arange(1, len(moments) + 1, dtype=grad.dtype, device=grad.device)
-        orders /= span * (max(len(x), 1) if shares is None else 1)
-        slopes = grad * orders.unsqueeze(1)
-        slopes[0].sub_((slopes[2:] * moments[1:-1]).sum(dim=0))
-        *lower, top = slopes.unbind()
-        lower.reverse()
-        c_buffer, value_buffer = _buffers(x)
-        result = torch.empty_like(x)
-        for block, share, out in _blocks(c_buffer, x, x if shares is None else shares, result):
-            c = _centre(block, mean, span, None if shares is None else share, c_buffer)
-            target = out if out.dtype == c.dtype else value_buffer[: len(block)]
-            value = top
-            for slope in lower:
-                value = torch.addcmul(slope, value, c, out=target)
-            if shares is not None:
-                value = torch.mul(value, share.unsqueeze(1), out=target)
-            if value is not out:
-                out.copy_(value)
-        return result, None, None, None
-
-
-_blockwise_moments: Callable[..., Tensor] = _BlockwiseMoments.apply
-
-
-def _buffers(x: Tensor) -> Tensor:
-    """Return two buffers for blocks of rows of ``x`` in the precision of the statistics."""
-    size = _BLOCK if x.device.type == "cpu" else 128 * _BLOCK
-    rows = max(1, min(len(x), size // max(x.shape[1], 1)))
-    precise = torch.promote_types(x.dtype, torch.float32)
-    return torch.empty(2, rows, x.shape[1], dtype=precise, device=x.device)
-
-
-def _blocks(buffer: Tensor, *tensors: Tensor) -> Iterator[list[Tensor]]:
-    """Yield the tensors in blocks of as many rows as the buffer has."""
-    rows = len(buffer)
-    if len(tensors[0]) <= rows:
-        yield list(tensors)
-        return
-    for start in range(0, len(tensors[0]), rows):
-        yield [tensor[start : start + rows] for tensor in tensors]
-
-
-def _pads(share: Tensor) -> Tensor:
-    return (share == 0).unsqueeze(1)
-
-
-def _centre(
-    block: Tensor, mean: Tensor, span: float, share: Tensor | None, buffer: Tensor
-) -> Tensor:
-    """Write a block less its mean, in units of the span and 0 in pads, to the buffer."""
-    c = torch.sub(block, mean, out=buffer[: len(block)])
-    if span != 1.0:
-        c /= span
-    return c if share is None else c.masked_fill_(_pads(share), 0.0)
-
-
-def _recentred(moments: Tensor, shift: Tensor) -> Tensor:
-    """Return the orders from 2 about a centre that lies ``shift`` below the mean."""
-    _, *central = moments.unbind(dim=-2)
-    about = [torch.ones_like(shift), torch.zeros_like(shift), *central]
-    rows = [
-        sum((comb(k, j) * about[j] * shift ** (k - j) for j in range(k)), start=about[k])
-        for k in range(2, len(about))
-    ]
-    return torch.stack(rows, dim=-2) if rows else moments[..., 1:, :]
-
-
-def _reduce(moments: Tensor, total: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """Return moments and weight of the whole sample from those of every process's part."""
-    sums = _all_reduce(torch.cat([total.view(1), total * moments[0]]), group)
-    whole = sums[0]
-    mean = sums[1:] / _divisor(whole)
-    central = total / _divisor(whole) * _recentred(moments, moments[0] - mean)
-    return torch.cat([mean.unsqueeze(0), _all_reduce(central, group)]), whole
-
-
-class _AllReduce(torch.autograd.Function):
-    """Sum over processes, whose gradient is the sum of the processes' gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        x = x.clone()
-        dist.all_reduce(x, group=group)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _all_reduce(grad, ctx.group), None
-
-
-_all_reduce: Callable[..., Tensor] = _AllReduce.apply
+def _total(distances: Tensor, width: int) -> Tensor:
+    """Return the sum of the distances; warn where it shows that no interval held the features."""
+    total = distances.sum()
+    pairs, n_moments = distances.shape
+    # In units of the span means are at most 1 apart, and the moments of an order from 2 on 1/4.
+    most = pairs * math.sqrt(width) * (n_moments + 3) / 4
+    if is_readable(total) and total.item() > 1.001 * most:
+        warnings.warn(
+            f"features must lie in an interval of the length of span, where the loss is at most "
+            f"{most:.3g}, got {total.item():.3g}: bound them, or pass the length as span",
+            stacklevel=3,
+        )
+    return total

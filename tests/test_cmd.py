@@ -227,6 +227,16 @@ def test_moments_of_the_whole_from_those_of_its_parts(parts: list[Tensor], n_mom
     torch.testing.assert_close(merged, central_moments(torch.cat(parts), n_moments), **EXACT)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_merged_moments_have_the_precision_of_the_moments(dtype: torch.dtype) -> None:
+    parts = random_samples(40, 90)
+    moments = torch.stack([central_moments(part) for part in parts])
+    merged = merge_moments(moments, torch.tensor([40.0, 90.0], dtype=dtype))
+    torch.testing.assert_close(merged, central_moments(torch.cat(parts)), **EXACT)
+    many = torch.tensor([4e4, 9e4], dtype=torch.float32)
+    assert merge_moments(moments.float(), many.double()).dtype == torch.float32
+
+
 @thorough
 @given(several_samples(2), ORDERS)
 def test_correction_only_lowers(parts: list[Tensor], n_moments: int) -> None:
@@ -297,13 +307,16 @@ def test_weights_that_are_none_are_refused(call: object, wrong: float) -> None:
         call(x, torch.tensor([wrong, 1.0, 1.0]))
 
 
-@pytest.mark.parametrize("first", [math.nan, -0.25])
+@pytest.mark.parametrize("first", [math.nan, -0.25, -4.0])
 def test_weights_that_cannot_be_looked_at_give_one_result_on_every_path(first: float) -> None:
     x, y = random_samples(3, 4)
     weights = torch.tensor([first, 1.0, 2.0]).double()
     with mock.patch.object(cmd, "is_readable", return_value=False):
         blockwise = cmd_loss(x, y, x_weights=weights)
         plain = cmd_loss(x, y, x_weights=weights.clone().requires_grad_())
+        mean = central_moments(x, 1, weights=weights)[0]
+    expected = (weights.unsqueeze(1) * x).sum(dim=0) / weights.sum()
+    torch.testing.assert_close(mean, expected, equal_nan=True, **EXACT)
     torch.testing.assert_close(plain.detach(), blockwise, equal_nan=True, **EXACT)
     # Garbage is not turned into a loss of 0.
     assert blockwise.isnan() if math.isnan(first) else blockwise > 0

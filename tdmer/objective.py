@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tdmer._checks import check_choice, check_count, check_real
 from tdmer.fusion.tcp import tcp_loss
-from tdmer.losses.cmd import _all_reduce as all_reduce
+from tdmer.losses._moments import all_reduce
 from tdmer.losses.cmd import pairwise_cmd_loss
 from tdmer.losses.cross_modal import cross_modal_loss, edge_entropy
 from tdmer.losses.orthogonal import orthogonal_loss
@@ -30,6 +30,9 @@ class Task(Protocol):
 
     It is called once for the prediction and once for every branch, each time with the whole batch.
     """
+
+    num_classes: int
+    """Width ``k`` of the logits."""
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Supervised loss of every sample, shape ``(b,)``."""
@@ -107,9 +110,10 @@ class TDMERLoss(nn.Module):
     Example:
         >>> from tdmer import TDMER
         >>> from tdmer.tasks import Classification
-        >>> model = TDMER({"text": 4, "audio": 3}, num_classes=2)
+        >>> task = Classification(2)
+        >>> model = TDMER({"text": 4, "audio": 3}, task.num_classes)
         >>> inputs = {"text": torch.zeros(2, 5, 4), "audio": torch.zeros(2, 6, 3)}
-        >>> terms = TDMERLoss(Classification())(model(inputs), torch.tensor([0, 1]))
+        >>> terms = TDMERLoss(task)(model(inputs), torch.tensor([0, 1]))
         >>> terms.total.backward()
     """
 

@@ -1,7 +1,8 @@
 """What class, loss, true class probability and prediction mean for a kind of label.
 
 A task is called with logits and labels and returns the supervised loss of every sample. A label
-may be missing; the sample's loss is then 0 and :meth:`labelled` is False.
+may be missing; the sample's loss is then 0 and :meth:`labelled` is False. Every task knows its
+number of classes: ``TDMER(dims, task.num_classes)``.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tdmer._checks import check_features, check_real, check_same_shape
+from tdmer._checks import check_count, check_features, check_real, check_same_shape
 from tdmer.fusion.tcp import true_class_probability
 from tdmer.masks import is_readable
 
@@ -22,8 +23,15 @@ class Classification(nn.Module):
     Labels that are no class are an error on a CPU; elsewhere a look at them would wait for the
     device. The same holds for the labels of the other tasks.
 
+    Args:
+        num_classes: Number of classes, at least 2.
+
+    Raises:
+        TypeError: ``num_classes`` is not an int.
+        ValueError: ``num_classes`` is below 2.
+
     Example:
-        >>> task = Classification()
+        >>> task = Classification(2)
         >>> logits = torch.tensor([[0.0, 0.0], [1.0, 3.0]])
         >>> task(logits, torch.tensor([0, -100]))
         tensor([0.6931, 0.0000])
@@ -33,13 +41,23 @@ class Classification(nn.Module):
 
     missing = -100
 
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        check_count("num_classes", num_classes, least=2)
+        self.num_classes = num_classes
+
+    def extra_repr(self) -> str:
+        """Return the options."""
+        return f"num_classes={self.num_classes}"
+
     def forward(
         self, logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]
     ) -> Float[Tensor, " b"]:
         """Cross-entropy of every sample, 0 where the label is missing."""
         self._check(logits, labels)
-        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(precise, labels, reduction="none", ignore_index=self.missing)
+        return F.cross_entropy(
+            _precise(logits), labels, reduction="none", ignore_index=self.missing
+        )
 
     def labelled(self, labels: Int64[Tensor, " b"]) -> Bool[Tensor, " b"]:
         """Whether a sample has a label."""
@@ -58,17 +76,16 @@ class Classification(nn.Module):
         """Return the most probable class."""
         return logits.argmax(dim=-1)
 
-    @staticmethod
-    def _check(logits: Tensor, labels: Tensor) -> None:
-        check_features("logits", logits, ndim=2)
+    def _check(self, logits: Tensor, labels: Tensor) -> None:
+        check_features("logits", logits, ndim=2, width=self.num_classes)
         if labels.dtype != torch.int64:
             raise TypeError(f"labels must be int64 class indices, got {labels.dtype}")
         if labels.shape != logits.shape[:1]:
             raise ValueError(f"labels must have shape {(len(logits),)}, got {tuple(labels.shape)}")
-        classes = logits.shape[1]
         if is_readable(labels):
-            wrong = (labels != Classification.missing) & ((labels < 0) | (labels >= classes))
-            _refuse(labels, wrong, f"be classes in [0, {classes}), or -100 where missing")
+            wrong = (labels < 0) | (labels >= self.num_classes)
+            rule = f"be classes in [0, {self.num_classes}), or {self.missing} where missing"
+            _refuse(labels, wrong & self.labelled(labels), rule)
 
 
 class Sentiment(nn.Module):
@@ -80,11 +97,14 @@ class Sentiment(nn.Module):
     the nearest one; infinite ones are an error.
 
     Args:
-        values: Class values, increasing, in the units of the labels.
+        values: Class values, finite and increasing, in the units of the labels. They are held in
+            torch's default precision, and follow the Module to another.
         l1_weight: Weight of the absolute error of the expectation beside the cross-entropy.
 
     Raises:
-        ValueError: ``values`` are fewer than two or not increasing, or ``l1_weight`` is negative.
+        TypeError: ``l1_weight`` is not a number.
+        ValueError: ``values`` are fewer than two, infinite or not increasing, or ``l1_weight`` is
+            negative or infinite.
 
     Example:
         >>> task = Sentiment(values=(-1, 0, 1))
@@ -101,21 +121,35 @@ class Sentiment(nn.Module):
         self, values: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3), *, l1_weight: float = 0.0
     ) -> None:
         super().__init__()
-        buffer = torch.tensor(values, dtype=torch.float32)
-        if buffer.ndim != 1 or len(buffer) < 2 or not bool((buffer.diff() > 0).all()):
-            raise ValueError(f"values must be two or more increasing numbers, got {values}")
+        buffer = torch.tensor(values, dtype=torch.get_default_dtype())
+        increasing = buffer.ndim == 1 and bool(((buffer.diff() > 0) & buffer[1:].isfinite()).all())
+        if not increasing or len(buffer) < 2 or not bool(buffer[0].isfinite()):
+            raise ValueError(f"values must be two or more finite increasing numbers, got {values}")
         check_real("l1_weight", l1_weight)
         self.register_buffer("values", buffer)
         self.l1_weight = l1_weight
 
+    @property
+    def num_classes(self) -> int:
+        """Number of class values."""
+        return len(self.values)
+
+    def extra_repr(self) -> str:
+        """Return the options."""
+        return f"values={tuple(self.values.tolist())}, l1_weight={self.l1_weight}"
+
     def target(self, labels: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
-        """Split labels between class values; rows sum to 1, and to 0 where a label is missing."""
+        """Split labels between class values; rows sum to 1, and to 0 where a label is missing.
+
+        In the precision of labels or class values, whichever is higher, and float32 at least.
+        """
         known = self.labelled(labels)
-        labels = labels.masked_fill(~known, 0.0).to(self.values.dtype)
-        labels = labels.clamp(self.values[0], self.values[-1]).contiguous()
-        last = len(self.values) - 1
-        upper = torch.searchsorted(self.values, labels).clamp(1, last)
-        low, high = self.values[upper - 1], self.values[upper]
+        labels = _precise(labels.masked_fill(~known, 0.0))
+        values = self.values.to(torch.promote_types(labels.dtype, self.values.dtype))
+        labels = labels.to(values.dtype).clamp(values[0], values[-1]).contiguous()
+        last = self.num_classes - 1
+        upper = torch.searchsorted(values, labels).clamp(1, last)
+        low, high = values[upper - 1], values[upper]
         share = ((labels - low) / (high - low)).unsqueeze(1)
         split = F.one_hot(upper, last + 1) * share + F.one_hot(upper - 1, last + 1) * (1 - share)
         return split.masked_fill(~known.unsqueeze(1), 0.0)
@@ -125,11 +159,13 @@ class Sentiment(nn.Module):
     ) -> Float[Tensor, " b"]:
         """Cross-entropy against the split label, and the weighted L1; 0 where it is missing."""
         self._check(logits, labels)
-        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = -(self.target(labels) * precise.log_softmax(dim=-1)).sum(dim=-1)
+        precise = _precise(logits)
+        target = self.target(labels).to(precise.dtype)
+        loss = -(target * precise.log_softmax(dim=-1)).sum(dim=-1)
         if self.l1_weight:
             known = self.labelled(labels)
-            error = (self.predict(precise) - labels.masked_fill(~known, 0.0)).abs()
+            labels = labels.masked_fill(~known, 0.0).to(precise.dtype)
+            error = (self.predict(precise) - labels).abs()
             loss = loss + self.l1_weight * error.masked_fill(~known, 0.0)
         return loss
 
@@ -142,15 +178,16 @@ class Sentiment(nn.Module):
     ) -> Float[Tensor, " b"]:
         """Expected probability under the split label; 0 where the label is missing."""
         self._check(logits, labels)
-        return true_class_probability(logits, self.target(labels))
+        precise = _precise(logits)
+        return true_class_probability(precise, self.target(labels).to(precise.dtype))
 
     def predict(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
         """Return the expectation of the class values."""
-        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        precise = _precise(logits)
         return precise.softmax(dim=-1) @ self.values.to(precise.dtype)
 
     def _check(self, logits: Tensor, labels: Tensor) -> None:
-        check_features("logits", logits, ndim=2, width=len(self.values))
+        check_features("logits", logits, ndim=2, width=self.num_classes)
         check_features("labels", labels, ndim=1)
         if labels.shape != logits.shape[:1]:
             raise ValueError(f"labels must have shape {(len(logits),)}, got {tuple(labels.shape)}")
@@ -163,8 +200,15 @@ class MultiLabel(nn.Module):
 
     Single entries may be missing; a sample counts if one of its labels is known.
 
+    Args:
+        num_classes: Number of labels.
+
+    Raises:
+        TypeError: ``num_classes`` is not an int.
+        ValueError: ``num_classes`` is below 1.
+
     Example:
-        >>> task = MultiLabel()
+        >>> task = MultiLabel(2)
         >>> logits, labels = torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, float("nan")]])
         >>> task(logits, labels), task.true_class_probability(logits, labels)
         (tensor([0.6931]), tensor([0.5000]))
@@ -172,13 +216,21 @@ class MultiLabel(nn.Module):
         tensor([[0.5000, 0.8808]])
     """
 
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        check_count("num_classes", num_classes)
+        self.num_classes = num_classes
+
+    def extra_repr(self) -> str:
+        """Return the options."""
+        return f"num_classes={self.num_classes}"
+
     def forward(
         self, logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"]
     ) -> Float[Tensor, " b"]:
         """Mean binary cross-entropy over the known labels of every sample."""
         self._check(logits, labels)
-        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        known = ~labels.isnan()
+        precise, known = _precise(logits), ~labels.isnan()
         labels = labels.masked_fill(~known, 0.0).to(precise.dtype)
         losses = F.binary_cross_entropy_with_logits(precise, labels, reduction="none")
         return self._mean_known(losses, known)
@@ -200,20 +252,24 @@ class MultiLabel(nn.Module):
 
     def predict(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Return the probability of every label."""
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+        return _precise(logits).sigmoid()
 
     @staticmethod
     def _mean_known(values: Tensor, known: Tensor) -> Tensor:
         return values.masked_fill(~known, 0.0).sum(dim=-1) / known.sum(dim=-1).clamp(min=1)
 
-    @staticmethod
-    def _check(logits: Tensor, labels: Tensor) -> None:
-        check_features("logits", logits, ndim=2)
+    def _check(self, logits: Tensor, labels: Tensor) -> None:
+        check_features("logits", logits, ndim=2, width=self.num_classes)
         check_features("labels", labels)
         check_same_shape("labels", labels, "logits", logits)
         if is_readable(labels):
             wrong = (labels != 0) & (labels != 1) & ~labels.isnan()
             _refuse(labels, wrong, "be 0 or 1, or NaN where missing")
+
+
+def _precise(x: Tensor) -> Tensor:
+    """Return ``x`` in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _refuse(labels: Tensor, wrong: Tensor, rule: str) -> None:

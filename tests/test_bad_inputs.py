@@ -291,7 +291,7 @@ TENSORS = [
 LABELS = [
     (
         "a class that is none",
-        made(lambda: Classification()(torch.ones(2, 3), torch.tensor([0, 3]))),
+        made(lambda: Classification(3)(torch.ones(2, 3), torch.tensor([0, 3]))),
     ),
     (
         "an infinite score",
@@ -299,22 +299,22 @@ LABELS = [
     ),
     (
         "multi-label of other than 0 and 1",
-        made(lambda: MultiLabel()(torch.ones(2, 2), torch.tensor([[0.0, 1.0], [1.0, 2.0]]))),
+        made(lambda: MultiLabel(2)(torch.ones(2, 2), torch.tensor([[0.0, 1.0], [1.0, 2.0]]))),
     ),
     (
         "classes that are no whole numbers",
-        made(lambda: Classification()(torch.ones(2, 3), torch.ones(2))),
+        made(lambda: Classification(3)(torch.ones(2, 3), torch.ones(2))),
     ),
     (
         "classes of another shape",
-        made(lambda: Classification()(torch.ones(2, 3), torch.zeros(3, dtype=torch.int64))),
+        made(lambda: Classification(3)(torch.ones(2, 3), torch.zeros(3, dtype=torch.int64))),
     ),
     ("scores of another shape", made(lambda: Sentiment()(torch.ones(2, 7), torch.zeros(2, 1)))),
     (
         "logits of another number of classes",
         made(lambda: Sentiment()(torch.ones(2, 3), torch.zeros(2))),
     ),
-    ("multi-label of another shape", made(lambda: MultiLabel()(torch.ones(2, 3), torch.zeros(2)))),
+    ("multi-label of another shape", made(lambda: MultiLabel(3)(torch.ones(2, 3), torch.zeros(2)))),
     (
         "metrics of NaN predictions",
         made(lambda: metrics.sentiment_metrics(np.array([np.nan, 1.0]), np.array([0.0, 1.0]))),

@@ -87,7 +87,7 @@ def test_pairs_of_states_become_labels_of_0_and_1(tmp_path):
     states = np.array([[[1, 0], [0, 1]], [[0, 1], [0, 1]], [[1, 0], [1, 0]]], np.float64)
     data = load_changed(tmp_path, labels=states, id=None)
     assert data.labels.tolist() == [[0, 1], [1, 1], [0, 0]]
-    assert MultiLabel()(torch.zeros(3, 2), data.labels).isfinite().all()
+    assert MultiLabel(2)(torch.zeros(3, 2), data.labels).isfinite().all()
 
 
 def test_samples_without_ids_have_names_that_no_other_split_has(tmp_path):

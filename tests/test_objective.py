@@ -129,7 +129,7 @@ class TestObjective:
         inputs, masks, _ = make_batch()
         labels = torch.tensor([0, 0, 0, 1])
         out = make_model(classes=2).eval()(inputs, masks)
-        terms = TDMERLoss(Balanced())(out, labels)
+        terms = TDMERLoss(Balanced(2))(out, labels)
 
         def balanced(logits):
             # scikit-learn's definition of class_weight="balanced".
@@ -155,8 +155,8 @@ class TestObjective:
     @pytest.mark.parametrize(
         ("task", "labels"),
         [
-            (Classification(), torch.tensor([0, 1, 2, -100])),
-            (MultiLabel(), torch.tensor([[0.0, 1, NAN], [1, 1, 1], [0, 0, 0], [NAN] * 3])),
+            (Classification(3), torch.tensor([0, 1, 2, -100])),
+            (MultiLabel(3), torch.tensor([[0.0, 1, NAN], [1, 1, 1], [0, 0, 0], [NAN] * 3])),
             (Sentiment(values=(-1, 0, 1)), torch.tensor([0.1, -1.0, NAN, 0.7])),
         ],
     )

@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
+from tdmer import TDMER
 from tdmer.tasks import Classification, MultiLabel, Sentiment
 
-NAN = float("nan")
+from .strategies import thorough
+
+NAN, INF = float("nan"), float("inf")
 labels_in_range = st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=8)
 
 
@@ -22,11 +25,11 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 class TestClassification:
     def test_equals_scikit_learn(self):
         logits, labels = random(6, 3), torch.tensor([0, 1, 2, 2, 1, 0])
-        loss = Classification()(logits, labels).mean().item()
+        loss = Classification(3)(logits, labels).mean().item()
         assert loss == pytest.approx(log_loss(labels, logits.softmax(1).numpy()), rel=1e-5)
 
     def test_missing_labels_count_nowhere(self):
-        task, logits = Classification(), random(3, 4)
+        task, logits = Classification(4), random(3, 4)
         labels = torch.tensor([1, -100, 3])
         assert task.labelled(labels).tolist() == [True, False, True]
         assert task(logits, labels)[1].item() == 0.0
@@ -37,15 +40,25 @@ class TestClassification:
         )
 
     @pytest.mark.usefixtures("unchecked")
-    def test_bad_labels(self):
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="num_classes must be at least 2, got 1"):
+            Classification(1)
+        with pytest.raises(TypeError, match="num_classes must be an int, got float"):
+            Classification(2.0)
+        with pytest.raises(ValueError, match="logits must have 3 features on its last axis"):
+            Classification(3)(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
+        with pytest.raises(
+            ValueError, match=r"be classes in \[0, 3\), or -100 .*, got 3 in sample 1"
+        ):
+            Classification(3)(torch.zeros(2, 3), torch.tensor([-100, 3]))
         with pytest.raises(TypeError, match=r"labels must be int64 class indices, got torch.float"):
-            Classification()(torch.zeros(2, 3), torch.zeros(2))
+            Classification(3)(torch.zeros(2, 3), torch.zeros(2))
         with pytest.raises(ValueError, match=r"labels must have shape \(2,\), got \(3,\)"):
-            Classification()(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64))
+            Classification(3)(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64))
 
 
 class TestSentiment:
-    @settings(deadline=None)
+    @thorough
     @given(labels_in_range)
     def test_the_target_has_the_label_as_its_expectation(self, labels):
         task, labels = Sentiment(), torch.tensor(labels)
@@ -62,7 +75,8 @@ class TestSentiment:
         assert torch.equal(task.target(task.values), torch.eye(7))
 
     def test_labels_outside_count_as_the_nearest_value(self):
-        assert Sentiment().target(torch.tensor([-9.0, 9.0])).argmax(1).tolist() == [0, 6]
+        target = Sentiment().target(torch.tensor([-9.0, 3.5, 9.0]))
+        assert torch.equal(target, torch.eye(7)[[0, 6, 6]])
 
     def test_uneven_values(self):
         target = Sentiment(values=(-1, 0, 3)).target(torch.tensor([1.0]))
@@ -101,10 +115,29 @@ class TestSentiment:
         assert Sentiment().to(torch.float64).values.dtype == torch.float64
         assert "values" in Sentiment().state_dict()
 
+    @pytest.mark.parametrize("module", [torch.float32, torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_the_input_sets_the_precision(self, dtype, module):
+        task = Sentiment(l1_weight=0.5).to(module)
+        logits, labels = random(2, 7).to(dtype), torch.tensor([1 / 3, -2.1], dtype=torch.float64)
+        exact = Sentiment(l1_weight=0.5).double()
+        found = task(logits, labels), task.predict(logits)
+        expected = exact(logits.double(), labels), exact.predict(logits.double())
+        for one, two in zip(found, expected, strict=True):
+            assert one.dtype == dtype
+            torch.testing.assert_close(one, two.to(dtype))
+        tcp = task.true_class_probability(logits, labels)
+        assert tcp.dtype == dtype
+        # The label is not rounded to the precision of the values.
+        assert task.target(labels)[0, 4].item() == pytest.approx(1 / 3, rel=1e-14)
+
     @pytest.mark.usefixtures("unchecked")
-    @pytest.mark.parametrize("values", [(1,), (0, 0), (1, 0), ((0, 1), (2, 3))])
+    @pytest.mark.parametrize(
+        "values",
+        [(1,), (0, 0), (1, 0), ((0, 1), (2, 3)), (0, 1, INF), (-INF, 0, 1), (0, NAN, 1), (0, 1e39)],
+    )
     def test_bad_values(self, values):
-        with pytest.raises(ValueError, match="values must be two or more increasing numbers"):
+        with pytest.raises(ValueError, match="values must be two or more finite increasing number"):
             Sentiment(values=values)
 
     @pytest.mark.usefixtures("unchecked")
@@ -130,7 +163,7 @@ class TestMultiLabel:
             known = ~np.isnan(y[row])
             expected_loss[row] = -np.log(state[row, known]).mean()
             expected_tcp[row] = state[row, known].mean()
-        task = MultiLabel()
+        task = MultiLabel(4)
         np.testing.assert_allclose(task(self.logits, self.labels), expected_loss, rtol=1e-5)
         tcp = task.true_class_probability(self.logits, self.labels)
         np.testing.assert_allclose(tcp, expected_tcp, rtol=1e-5)
@@ -138,7 +171,7 @@ class TestMultiLabel:
 
     def test_gradient_is_finite_with_missing_labels(self):
         logits = self.logits.clone().requires_grad_()
-        task = MultiLabel()
+        task = MultiLabel(4)
         (
             task(logits, self.labels) + task.true_class_probability(logits, self.labels)
         ).sum().backward()
@@ -148,21 +181,49 @@ class TestMultiLabel:
     @pytest.mark.usefixtures("unchecked")
     def test_bad_input(self):
         with pytest.raises(ValueError, match="labels must have the shape of logits"):
-            MultiLabel()(torch.zeros(2, 3), torch.zeros(2, 4))
+            MultiLabel(3)(torch.zeros(2, 3), torch.zeros(2, 4))
+        with pytest.raises(ValueError, match="logits must have 3 features on its last axis"):
+            MultiLabel(3)(torch.zeros(2, 4), torch.zeros(2, 4))
+        with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+            MultiLabel(0)
+
+
+TASKS = [
+    (Classification(3), torch.tensor([0, 2])),
+    (Sentiment(values=(-1, 0, 1), l1_weight=1.0), torch.tensor([0.5, -1.0])),
+    (MultiLabel(3), torch.tensor([[0.0, 1, 1], [1, 1, 0]])),
+]
+
+
+@pytest.mark.parametrize(("task", "labels"), TASKS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_logits_of_every_precision(task, labels, dtype):
+    logits = torch.tensor([[1.0, 2.0, -3.0], [0.5, 0.0, 4.0]], dtype=torch.float64)
+    precise = torch.promote_types(dtype, torch.float32)
+    for method in (task, task.true_class_probability):
+        value = method(logits.to(dtype), labels)
+        assert value.dtype == precise
+        torch.testing.assert_close(value, method(logits, labels).to(precise))
+    prediction = task.predict(logits.to(dtype))
+    assert prediction.dtype in (precise, torch.int64)
+    torch.testing.assert_close(prediction, task.predict(logits).to(prediction.dtype))
+
+
+@pytest.mark.parametrize(("task", "labels"), TASKS)
+def test_the_number_of_classes_is_the_width_of_the_logits(task, labels):
+    model = TDMER({"text": 4, "audio": 3}, task.num_classes, width=8, heads=2)
+    output = model({"text": torch.ones(2, 5, 4), "audio": torch.ones(2, 5, 3)})
+    assert task(output.logits, labels).shape == (2,)
+    assert Sentiment().num_classes == 7
 
 
 @pytest.mark.parametrize(
-    ("task", "labels"),
+    ("module", "expected"),
     [
-        (Classification(), torch.tensor([0, 2])),
-        (Sentiment(values=(-1, 0, 1), l1_weight=1.0), torch.tensor([0.5, -1.0])),
-        (MultiLabel(), torch.tensor([[0.0, 1, 1], [1, 1, 0]])),
+        (Classification(3), "Classification(num_classes=3)"),
+        (Sentiment((-1, 0.5), l1_weight=2.0), "Sentiment(values=(-1.0, 0.5), l1_weight=2.0)"),
+        (MultiLabel(4), "MultiLabel(num_classes=4)"),
     ],
 )
-def test_low_precision_logits_are_computed_in_float32(task, labels):
-    logits = torch.tensor([[1.0, 2.0, -3.0], [0.5, 0.0, 4.0]])
-    half = logits.to(torch.bfloat16)
-    for method in (task, task.true_class_probability):
-        value = method(half, labels)
-        assert value.dtype == torch.float32
-        torch.testing.assert_close(value, method(logits, labels), atol=1e-6, rtol=1e-6)
+def test_repr_shows_the_options(module, expected):
+    assert repr(module) == expected

@@ -31,9 +31,6 @@ class Task(Protocol):
     It is called once for the prediction and once for every branch, each time with the whole batch.
     """
 
-    num_classes: int
-    """Width ``k`` of the logits."""
-
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Supervised loss of every sample, shape ``(b,)``."""
 

@@ -146,12 +146,10 @@ class Sentiment(nn.Module):
         known = self.labelled(labels)
         labels = _precise(labels.masked_fill(~known, 0.0))
         values = self.values.to(torch.promote_types(labels.dtype, self.values.dtype))
-        labels = labels.to(values.dtype).clamp(values[0], values[-1]).contiguous()
-        last = self.num_classes - 1
-        upper = torch.searchsorted(values, labels).clamp(1, last)
-        low, high = values[upper - 1], values[upper]
-        share = ((labels - low) / (high - low)).unsqueeze(1)
-        split = F.one_hot(upper, last + 1) * share + F.one_hot(upper - 1, last + 1) * (1 - share)
+        # How much of every interval lies below the label, and what ends there.
+        passed = (labels.to(values.dtype).unsqueeze(1) - values[:-1]) / values.diff()
+        passed = passed.clamp(0.0, 1.0)
+        split = F.pad(passed, (1, 0), value=1.0) - F.pad(passed, (0, 1))
         return split.masked_fill(~known.unsqueeze(1), 0.0)
 
     def forward(

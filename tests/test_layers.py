@@ -1,4 +1,4 @@
-"""Pooling, normalisation, temporal convolution, decoupler, cross-attention and edge weights."""
+"""Normalisation, temporal convolution, decoupler and edge weights; what every Module shows."""
 
 import numpy as np
 import pytest
@@ -8,15 +8,19 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from tdmer import Sentiment, TDMERLoss
+from tdmer.fusion import MeanFusion, TCPFusion
 from tdmer.layers import (
+    CrossAttention,
     CrossModalBlock,
+    CrossModalEncoder,
     Decoupler,
     EdgeWeights,
     InputNormalization,
     TemporalConv,
     ordered_pairs,
 )
-from tdmer.masks import masked_mean, zero_pads
+from tdmer.masks import masked_mean
 from tests.ragged import ragged
 
 NAN, INF = float("nan"), float("inf")
@@ -27,51 +31,6 @@ def gradients(module: nn.Module) -> list[torch.Tensor]:
     module.zero_grad()
     assert found
     return found
-
-
-class TestPooling:
-    def test_equals_numpy_on_the_real_steps(self):
-        x, mask = ragged(5, 7, 3)
-        expected = np.stack([x[i, mask[i]].numpy().mean(0) for i in range(5)])
-        np.testing.assert_allclose(masked_mean(x, mask).numpy(), expected, atol=1e-6)
-
-    def test_without_a_mask_every_step_counts(self):
-        x = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1))
-        torch.testing.assert_close(masked_mean(x), x.mean(1))
-
-    def test_no_real_step_gives_zero_and_no_gradient(self):
-        x = torch.full((2, 3, 1), NAN, requires_grad=True)
-        pooled = masked_mean(x, torch.zeros(2, 3, dtype=torch.bool))
-        pooled.sum().backward()
-        assert pooled.tolist() == [[0.0], [0.0]]
-        assert x.grad.tolist() == torch.zeros(2, 3, 1).tolist()
-        assert masked_mean(torch.zeros(2, 0, 1)).tolist() == [[0.0], [0.0]]
-
-    @pytest.mark.usefixtures("unchecked")
-    @pytest.mark.parametrize(
-        ("x", "mask", "error", "message"),
-        [
-            (torch.zeros(2, 3), None, ValueError, r"x must have 3 axes, got shape \(2, 3\)"),
-            (torch.zeros(2, 3, 1).int(), None, TypeError, "x must be floating point"),
-            (torch.zeros(2, 3, 1), torch.ones(2, 3), TypeError, "mask must be a bool tensor"),
-            (
-                torch.zeros(2, 3, 1),
-                torch.ones(2, 4, dtype=torch.bool),
-                ValueError,
-                r"mask must have shape \(2, 3\), got \(2, 4\)",
-            ),
-        ],
-    )
-    def test_bad_input(self, x, mask, error, message):
-        with pytest.raises(error, match=message):
-            masked_mean(x, mask)
-
-    def test_zero_pads_keeps_the_rest(self):
-        x, mask = ragged(3, 4, 2)
-        zeroed = zero_pads(x, mask)
-        assert torch.equal(zeroed[mask], x[mask])
-        assert not zeroed[~mask].any()
-        assert zero_pads(x, None) is x
 
 
 class TestInputNormalization:
@@ -286,3 +245,28 @@ def test_compiles_to_one_graph():
 
     compiled = torch.compile(whole, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(target, source), whole(target, source))
+
+
+@pytest.mark.parametrize(
+    ("module", "shown"),
+    [
+        (InputNormalization(7), ["features=7"]),
+        (TemporalConv(7, 4, kernel_size=5, dropout=0.25), ["7, 4, kernel_size=(5,)", "p=0.25"]),
+        (Decoupler(["text"], 4, activation=nn.Tanh), ["(text)", "Tanh()", "out_features=4"]),
+        (EdgeWeights(5, 2), ["in_features=7"]),
+        (CrossAttention(["text"], 8, 4, positions=False),
+         ["(text)", "width=8, heads=4, positions=False"]),
+        (CrossModalBlock(["text"], 8, 2, dropout=0.25), ["heads=2, positions=True", "p=0.25"]),
+        (CrossModalEncoder(["text"], 8, 2, layers=3), ["(0-2): 3 x CrossModalBlock"]),
+        (TCPFusion(["text"], 8, dropout=0.25), ["(text)", "in_features=8", "p=0.25"]),
+        (MeanFusion(["text"], 8), ["branches=['text'], width=8"]),
+        (TDMERLoss(Sentiment((0, 1)), beta=0.5, without=["con"], entropy_weight=0.25, n_moments=3,
+                   samples="steps", penalty=torch.square),
+         ["con: 0,", "cp: 0.5", "entropy_weight=0.25", "n_moments=3", "samples='steps'",
+          "penalty=square", "values=(0.0, 1.0)"]),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)  # fmt: skip
+def test_a_module_shows_its_options(module, shown):
+    for part in shown:
+        assert part in repr(module)

@@ -80,6 +80,10 @@ class InputNormalization(nn.Module):
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))
 
+    def extra_repr(self) -> str:
+        """Show the width."""
+        return f"features={self.mean.numel()}"
+
     def fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> int:
         """Take mean and standard deviation from the real, finite entries of a training set.
 

@@ -69,6 +69,8 @@ class TDMEROutput(NamedTuple):
     """Logits of each branch alone, ``(b, k)``."""
     masks: dict[str, Tensor]
     """True where a step is real, ``(b, t_m)`` by modality."""
+    present: Tensor
+    """True where a sample has the modality, ``(b, m)``, in order."""
     features: dict[str, Tensor]
     """``X_m``, temporal features, ``(b, t_m, d)`` by modality."""
     common: CommonFeatures
@@ -79,11 +81,6 @@ class TDMEROutput(NamedTuple):
     """``D_m``, reconstruction of ``X_m``, ``(b, t_m, d)`` by modality."""
     enhanced: EnhancedFeatures
     """``P_m^e``, with what Eqs. 7 and 8 take of it."""
-
-    @property
-    def present(self) -> Tensor:
-        """True where a sample has the modality, ``(b, m)``."""
-        return torch.stack([mask.any(dim=1) for mask in self.masks.values()], dim=1)
 
 
 class TDMER(nn.Module):
@@ -155,7 +152,7 @@ class TDMER(nn.Module):
         self.dims = dict(dims)
         self.modalities = tuple(dims)
         # Made, run and summed in the order of the names: the caller's would show in rounding.
-        names = sorted(dims)
+        self._names = names = tuple(sorted(dims))
         branches = [COMMON, *names]
         bounded, self.span = ACTIVATIONS[activation]
         self.normalizations = nn.ModuleDict({m: InputNormalization(dims[m]) for m in names})
@@ -289,6 +286,7 @@ class TDMER(nn.Module):
             weights={name: weights[name] for name in (COMMON, *self.modalities)},
             branch_logits={name: branch_logits[name] for name in (COMMON, *self.modalities)},
             masks=self._ordered(real),
+            present=present,
             features=self._ordered(features),
             common=CommonFeatures(
                 sequences=self._ordered(common),
@@ -337,7 +335,7 @@ class TDMER(nn.Module):
         first = next(iter(inputs.values()))
         full: dict[str, Tensor] = {}
         needed: dict[str, Tensor | None] = {}
-        for m in self.temporal:
+        for m in self._names:
             given, mask = inputs.get(m), masks.get(m)
             if given is None or given.shape[1] == 0:
                 given = first.new_zeros(first.shape[0], 1, self.dims[m])

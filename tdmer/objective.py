@@ -257,4 +257,5 @@ class TDMERLoss(nn.Module):
         places = torch.tensor([names.index(name) for name, *_ in found], device=values.device)
         sums = values.new_zeros(len(names)).index_add(0, places, values)
         # What was not computed is a plain 0.
-        return dict.fromkeys(TERMS, values.new_zeros(())) | dict(zip(names, sums, strict=True))
+        nothing = dict.fromkeys(TERMS, values.new_zeros(()))
+        return {**nothing, **dict(zip(names, sums, strict=True))}

@@ -28,12 +28,12 @@ class MeanFusion(nn.Module):
         super().__init__()
         check_names("branches", branches)
         check_count("width", width)
-        self.branches = sorted(branches)
+        self.branches = tuple(sorted(branches))
         self.width = width
 
     def extra_repr(self) -> str:
         """Show the options."""
-        return f"branches={self.branches}, width={self.width}"
+        return f"branches={list(self.branches)}, width={self.width}"
 
     def forward(
         self,

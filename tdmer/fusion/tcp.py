@@ -1,6 +1,6 @@
 """Task-contribution fusion: branches weighed by their estimated true class probability."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -180,6 +180,7 @@ class TCPFusion(nn.Module):
         check_real("dropout", dropout, below=1.0)
         self.width = width
         # In the order of the names, in which they are summed: the caller's would show in rounding.
+        self.branches = tuple(sorted(branches))
         self.confidences = nn.ModuleDict(
             {
                 name: nn.Sequential(
@@ -189,7 +190,7 @@ class TCPFusion(nn.Module):
                     nn.Linear(width, 1),
                     nn.Sigmoid(),
                 )
-                for name in sorted(branches)
+                for name in self.branches
             }
         )
 
@@ -209,7 +210,7 @@ class TCPFusion(nn.Module):
             TypeError: ``branches`` is not a mapping, or an entry is not floating point.
             ValueError: ``branches`` are not those of the constructor, or a width is another.
         """
-        check_branches(branches, self.confidences, self.width)
+        check_branches(branches, self.branches, self.width)
         fused, weights = [], {}
         for name, confidence in self.confidences.items():
             here = None if present is None else present.get(name)
@@ -221,12 +222,11 @@ class TCPFusion(nn.Module):
         )
 
 
-def check_branches(branches: Mapping[str, Tensor], names: Iterable[str], width: int) -> None:
+def check_branches(branches: Mapping[str, Tensor], names: Sequence[str], width: int) -> None:
     """Raise unless ``branches`` holds a vector of ``width`` per sample for each of ``names``."""
-    names = list(names)
     if not isinstance(branches, Mapping):
         raise TypeError(f"branches must be a mapping by name, got {type(branches).__name__}")
     if set(branches) != set(names):
-        raise ValueError(f"branches must be {names}, got {list(branches)}")
+        raise ValueError(f"branches must be {list(names)}, got {list(branches)}")
     for name, branch in branches.items():
         check_features(f"branches[{name!r}]", branch, ndim=2, width=width)

@@ -1,6 +1,6 @@
 """Cross-modal attention: private features of one modality enhanced by those of the others."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -83,7 +83,7 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.positions = positions
         # In the order of the names, in which they are summed: the caller's would show in rounding.
-        names = sorted(sources)
+        self.sources = names = tuple(sorted(sources))
         self.query, self.key, self.value, self.out = (
             nn.ModuleDict({name: nn.Linear(width, width) for name in names}) for _ in range(4)
         )
@@ -109,10 +109,10 @@ class CrossAttention(nn.Module):
             ``(b, t, d)``; 0 for a sample all of whose sources are wholly masked.
         """
         check_features("target", target, ndim=3, width=self.width)
-        _check_sources(sources, self.query)
+        _check_sources(sources, self.sources)
         target = self._placed(target)
         found = torch.zeros_like(target)
-        for name in self.query:
+        for name in self.sources:
             source, mask = sources[name], None if masks is None else masks.get(name)
             check_features(f"sources[{name!r}]", source, ndim=3, width=self.width)
             check_mask(f"masks[{name!r}]", mask, source.shape[:2])
@@ -150,12 +150,11 @@ class CrossAttention(nn.Module):
         return x + sinusoidal_positions(x.shape[1], self.width, dtype=x.dtype, device=x.device)
 
 
-def _check_sources(sources: Mapping[str, Tensor], names: Iterable[str]) -> None:
-    names = list(names)
+def _check_sources(sources: Mapping[str, Tensor], names: Sequence[str]) -> None:
     if not isinstance(sources, Mapping):
         raise TypeError(f"sources must be a mapping by name, got {type(sources).__name__}")
     if set(sources) != set(names):
-        raise ValueError(f"sources must be {names}, got {list(sources)}")
+        raise ValueError(f"sources must be {list(names)}, got {list(sources)}")
 
 
 class CrossModalBlock(nn.Module):

@@ -3,20 +3,23 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist, cosine
 from scipy.stats import entropy
 from torch.autograd import gradcheck
 
 from tdmer.losses import (
+    CMDLoss,
     OrthogonalLoss,
     cross_modal_loss,
     edge_entropy,
     orthogonal_loss,
     reconstruction_loss,
 )
-from tests.ragged import ragged, with_pads
+
+from .ragged import ragged, with_pads
+from .strategies import paired_features, reconstructions, shifted_logits, thorough
 
 NAN, INF = float("nan"), float("inf")
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6))
@@ -42,8 +45,63 @@ def pads_change_nothing(loss, *shape):
             torch.testing.assert_close(one, two, atol=1e-12, rtol=0)
 
 
+def eager_gradient_and_value(function):
+    """``torch.func.grad_and_value`` without its transform."""
+
+    def found(x):
+        x = x.clone().requires_grad_()
+        value = function(x)
+        return torch.autograd.grad(value, x)[0], value.detach()
+
+    return found
+
+
+def agree_in(dtype, loss, *inputs, **options):
+    """``loss`` of inputs rounded to ``dtype`` is that of the same numbers in float64."""
+    rounded = [x.to(dtype).requires_grad_() for x in inputs]
+    exact = [x.detach().double().requires_grad_() for x in rounded]
+    value, expected = (loss(*given, **options) for given in (rounded, exact))
+    assert value.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(value, expected.to(value.dtype))
+    value.sum().backward()
+    expected.sum().backward()
+    for one, two in zip(rounded, exact, strict=True):
+        if two.grad is not None:
+            torch.testing.assert_close(one.grad, two.grad.to(dtype))
+
+
+every_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+)
+
+
 class TestOrthogonal:
-    @settings(deadline=None)
+    @thorough
+    @given(paired_features())
+    def test_known_angles(self, case):
+        x, y, expected = case
+        assert orthogonal_loss(x, y).item() == pytest.approx(expected, abs=1e-12)
+
+    @every_dtype
+    def test_precision(self, dtype):
+        (x, mask), (y, _) = ragged(3, 4, 5), ragged(3, 4, 5, seed=0)
+        agree_in(dtype, orthogonal_loss, x, y + 0.5, mask=mask)
+
+    @pytest.mark.parametrize(("up", "down"), [(1e30, 1.0), (3e19, 3e19), (1e37, 1e-6), (1e38, 7.0)])
+    @pytest.mark.parametrize("traced", [False, True])
+    def test_squares_that_overflow(self, up, down, traced):
+        x, y = torch.tensor([[1.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.6, 0.8], [1.0, 0.0]])
+        x[0] *= up
+        y[0] *= down
+        gradient = torch.func.grad_and_value if traced else eager_gradient_and_value
+        slope, value = gradient(lambda x: orthogonal_loss(x, y))(x)
+        assert value.item() == pytest.approx(0.6)
+        expected = torch.autograd.functional.jacobian(
+            lambda x: orthogonal_loss(x, y.double()), x.double()
+        )
+        torch.testing.assert_close(slope, expected.float())
+
+    @thorough
     @given(shapes, seeds)
     def test_equals_scipy(self, shape, seed):
         x, mask = ragged(*shape, seed=seed, dtype=torch.float64)
@@ -56,7 +114,7 @@ class TestOrthogonal:
             found = orthogonal_loss(x, y, mask=mask, penalty=penalty)
             assert found.item() == pytest.approx(expected, abs=1e-12)
 
-    @settings(deadline=None)
+    @thorough
     @given(shapes, seeds, st.floats(1e-3, 1e3), st.floats(-1e3, -1e-3))
     def test_scale_and_sign_do_not_matter_and_order_neither(self, shape, seed, up, down):
         generator = torch.Generator().manual_seed(seed)
@@ -133,7 +191,37 @@ class TestOrthogonal:
 
 
 class TestReconstruction:
-    @settings(deadline=None)
+    @thorough
+    @given(reconstructions())
+    def test_known_distances(self, case):
+        output, target, expected = case
+        assert reconstruction_loss(output, target).item() == pytest.approx(expected, rel=1e-12)
+
+    @every_dtype
+    def test_precision(self, dtype):
+        (x, mask), (y, _) = ragged(3, 4, 5), ragged(3, 4, 5, seed=0)
+        agree_in(dtype, reconstruction_loss, x, 0.5 * y, mask=mask)
+
+    @pytest.mark.parametrize("outlier", [1e30, -1e30, 1e38])
+    @pytest.mark.parametrize("traced", [False, True])
+    def test_squares_that_overflow(self, outlier, traced):
+        x = torch.tensor([[0.6 * outlier, 0.8 * outlier], [3.0, 4.0], [1e-10, 0.0]])
+        gradient = torch.func.grad_and_value if traced else eager_gradient_and_value
+        slope, value = gradient(lambda x: reconstruction_loss(x, torch.zeros(3, 2)))(x)
+        assert value.item() == pytest.approx(abs(outlier) / 3)
+        expected = x.sign() * torch.tensor([[0.6, 0.8], [0.6, 0.8], [1.0, 0.0]]) / 3
+        torch.testing.assert_close(slope, expected)
+
+    def test_a_sum_that_overflows(self):
+        x = torch.full((4, 1), 3e38)
+        assert reconstruction_loss(x, torch.zeros(4, 1)).item() == pytest.approx(3e38)
+
+    def test_infinite_input_is_not_hidden(self):
+        x = torch.tensor([[INF, 0.0], [NAN, 0.0]])
+        assert not reconstruction_loss(x[:1], torch.zeros(1, 2)).isfinite()
+        assert reconstruction_loss(x[1:], torch.zeros(1, 2)).isnan()
+
+    @thorough
     @given(shapes, seeds)
     def test_equals_numpy(self, shape, seed):
         x, mask = ragged(*shape, seed=seed, dtype=torch.float64)
@@ -174,7 +262,20 @@ class TestReconstruction:
 
 
 class TestCrossModal:
-    @settings(deadline=None)
+    @thorough
+    @given(shifted_logits())
+    def test_known_shifts(self, case):
+        logits, edges, expected = case
+        assert cross_modal_loss(logits, edges).item() == pytest.approx(expected, abs=1e-12)
+
+    @every_dtype
+    def test_precision(self, dtype):
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(2, 3, 4, generator=generator)
+        edges = torch.rand(2, 3, 3, generator=generator)
+        agree_in(dtype, cross_modal_loss, logits, edges)
+
+    @thorough
     @given(shapes, seeds)
     def test_equals_scipy(self, shape, seed):
         b, m, k = shape
@@ -237,7 +338,12 @@ class TestCrossModal:
 
 
 class TestEdgeEntropy:
-    @settings(deadline=None)
+    @every_dtype
+    def test_precision(self, dtype):
+        edges = torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(0))
+        agree_in(dtype, edge_entropy, edges / edges.sum((1, 2), keepdim=True))
+
+    @thorough
     @given(st.integers(2, 5), seeds)
     def test_equals_scipy(self, m, seed):
         generator = torch.Generator().manual_seed(seed)
@@ -253,6 +359,17 @@ class TestEdgeEntropy:
         value.sum().backward()
         assert value.tolist() == [0.0, 0.0]
         assert edges.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (CMDLoss(n_moments=3, span=2), "CMDLoss(n_moments=3, span=2, group=None)"),
+        (OrthogonalLoss(penalty=torch.square), "OrthogonalLoss(penalty=square, eps=1e-08)"),
+    ],
+)
+def test_repr_shows_the_options(module, expected):
+    assert repr(module) == expected
 
 
 @pytest.mark.usefixtures("unchecked")

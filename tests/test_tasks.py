@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tdmer import TDMER
 from tdmer.tasks import Classification, MultiLabel, Sentiment
 
-from .strategies import thorough
+from .strategies import known_probabilities, thorough
 
 NAN, INF = float("nan"), float("inf")
 labels_in_range = st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=8)
@@ -56,8 +56,35 @@ class TestClassification:
         with pytest.raises(ValueError, match=r"labels must have shape \(2,\), got \(3,\)"):
             Classification(3)(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64))
 
+    @thorough
+    @given(known_probabilities(), st.data())
+    def test_known_probabilities(self, case, data):
+        logits, probabilities = case
+        classes = st.integers(0, logits.shape[1] - 1)
+        labels = torch.tensor(
+            data.draw(st.lists(classes, min_size=len(logits), max_size=len(logits)))
+        )
+        task, truth = Classification(logits.shape[1]), probabilities[range(len(labels)), labels]
+        torch.testing.assert_close(task.true_class_probability(logits, labels), truth)
+        torch.testing.assert_close(task(logits, labels), -truth.log())
+
 
 class TestSentiment:
+    @thorough
+    @given(known_probabilities(), st.data())
+    def test_known_probabilities(self, case, data):
+        logits, probabilities = case
+        b, k = logits.shape
+        task = Sentiment(range(k))
+        lower = torch.tensor(data.draw(st.lists(st.integers(0, k - 2), min_size=b, max_size=b)))
+        share = torch.tensor(data.draw(st.lists(st.integers(0, 8), min_size=b, max_size=b))) / 8
+        rows = torch.arange(b)
+        truth = (1 - share) * probabilities[rows, lower] + share * probabilities[rows, lower + 1]
+        labels = lower + share.double()
+        torch.testing.assert_close(task.true_class_probability(logits, labels), truth)
+        expected = (probabilities * torch.arange(k)).sum(dim=1)
+        torch.testing.assert_close(task.predict(logits), expected)
+
     @thorough
     @given(labels_in_range)
     def test_the_target_has_the_label_as_its_expectation(self, labels):

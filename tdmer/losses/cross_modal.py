@@ -50,7 +50,7 @@ def cross_modal_loss(
     if edges.shape != (b, m, m):
         raise ValueError(f"edges must have shape {(b, m, m)}, got {tuple(edges.shape)}")
     check_mask("present", present, (b, m))
-    precise = torch.promote_types(logits.dtype, torch.float32)
+    precise = torch.promote_types(torch.promote_types(logits.dtype, edges.dtype), torch.float32)
     logits, edges = logits.to(precise), edges.to(precise)
     if present is not None:
         logits = logits.masked_fill(~present.unsqueeze(-1), 0.0)
@@ -67,7 +67,7 @@ def edge_entropy(edges: Float[Tensor, "b m m"]) -> Float[Tensor, " b"]:
 
     Returns:
         Values between 0 (one edge has all weight) and ``log(m (m - 1))`` (all edges weigh the
-        same); 0 for a sample without edges.
+        same); 0 for a sample without edges. Float32 for lower precision input.
 
     Raises:
         TypeError: ``edges`` is not floating point.
@@ -78,6 +78,7 @@ def edge_entropy(edges: Float[Tensor, "b m m"]) -> Float[Tensor, " b"]:
         tensor([0.6931, 0.0000])
     """
     check_features("edges", edges, ndim=3)
+    edges = edges.to(torch.promote_types(edges.dtype, torch.float32))
     # The floor keeps the gradient of w log w finite at 0, where its limit is 0.
     surprise = -edges.clamp_min(torch.finfo(edges.dtype).tiny).log()
     return (edges * surprise).sum(dim=(1, 2))

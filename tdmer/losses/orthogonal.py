@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tdmer._checks import check_features, check_mask, check_positive, check_same_shape
+from tdmer.losses._scale import may_overflow, row_scale
 from tdmer.masks import zero_pads
 
 Penalty = Callable[[Tensor], Tensor]
@@ -56,13 +57,22 @@ def orthogonal_loss(
     check_positive("eps", eps)
     precise = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     x, y = zero_pads(x.to(precise), mask), zero_pads(y.to(precise), mask)
-    x_norm, y_norm = (torch.linalg.vector_norm(z, dim=-1).clamp_min(eps) for z in (x, y))
+    x_norm, y_norm = _norms(x, eps), _norms(y, eps)
+    # No dot product is above the product of the norms.
+    if may_overflow(x_norm * y_norm):
+        x, y = x / row_scale(x), y / row_scale(y)
+        x_norm, y_norm = _norms(x, eps), _norms(y, eps)
     # One division after the other: the product of two small norms could underflow.
     values = penalty((x * y).sum(dim=-1) / x_norm / y_norm)
     if mask is None:
         return values.sum() / max(values.numel(), 1)
     # A penalty need not be 0 at 0, so padded pairs are left out of the sum, too.
     return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def _norms(x: Tensor, eps: float) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1).clamp_min(eps)
+    return norms
 
 
 class OrthogonalLoss(nn.Module):
@@ -82,6 +92,11 @@ class OrthogonalLoss(nn.Module):
         check_positive("eps", eps)
         self.penalty = penalty
         self.eps = eps
+
+    def extra_repr(self) -> str:
+        """Return the options."""
+        penalty = getattr(self.penalty, "__name__", repr(self.penalty))
+        return f"penalty={penalty}, eps={self.eps}"
 
     def forward(
         self,

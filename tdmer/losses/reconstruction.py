@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tdmer._checks import check_features, check_mask, check_same_shape
+from tdmer.losses._scale import may_overflow, row_scale
 from tdmer.masks import zero_pads
 
 
@@ -25,7 +26,8 @@ def reconstruction_loss(
         mask: True where a step is real; None: all are. What stands elsewhere does not matter.
 
     Returns:
-        A scalar of at least 0; 0 if no step is real. Float32 for lower precision input.
+        A scalar of at least 0; 0 if no step is real; finite where the distances are. Float32 for
+        lower precision input.
 
     Raises:
         TypeError: An input is not floating point, or ``mask`` is not bool.
@@ -42,8 +44,12 @@ def reconstruction_loss(
     check_features("target", target)
     check_same_shape("target", target, "output", output)
     check_mask("mask", mask, output.shape[:-1])
-    precise = torch.promote_types(output.dtype, torch.float32)
+    precise = torch.promote_types(torch.promote_types(output.dtype, target.dtype), torch.float32)
     difference = zero_pads(target.to(precise) - output.to(precise), mask)
     distances: Tensor = torch.linalg.vector_norm(difference, dim=-1)
+    if may_overflow(distances):
+        scale = row_scale(difference)
+        distances = torch.linalg.vector_norm(difference / scale, dim=-1) * scale.squeeze(-1)
     steps = max(distances.numel(), 1) if mask is None else mask.sum().clamp(min=1)
-    return distances.sum() / steps
+    # Dividing first keeps a sum of large distances finite.
+    return (distances / steps).sum()

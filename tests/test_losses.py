@@ -12,6 +12,7 @@ from torch.autograd import gradcheck
 from tdmer.losses import (
     CMDLoss,
     OrthogonalLoss,
+    cmd_loss,
     cross_modal_loss,
     edge_entropy,
     orthogonal_loss,
@@ -87,7 +88,9 @@ class TestOrthogonal:
         (x, mask), (y, _) = ragged(3, 4, 5), ragged(3, 4, 5, seed=0)
         agree_in(dtype, orthogonal_loss, x, y + 0.5, mask=mask)
 
-    @pytest.mark.parametrize(("up", "down"), [(1e30, 1.0), (3e19, 3e19), (1e37, 1e-6), (1e38, 7.0)])
+    @pytest.mark.parametrize(
+        ("up", "down"), [(1e30, 1.0), (3e19, 3e19), (1.0, 1e30), (1e37, 1e-6), (1e38, 7.0)]
+    )
     @pytest.mark.parametrize("traced", [False, True])
     def test_squares_that_overflow(self, up, down, traced):
         x, y = torch.tensor([[1.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.6, 0.8], [1.0, 0.0]])
@@ -218,7 +221,7 @@ class TestReconstruction:
 
     def test_infinite_input_is_not_hidden(self):
         x = torch.tensor([[INF, 0.0], [NAN, 0.0]])
-        assert not reconstruction_loss(x[:1], torch.zeros(1, 2)).isfinite()
+        assert reconstruction_loss(x[:1], torch.zeros(1, 2)).isinf()
         assert reconstruction_loss(x[1:], torch.zeros(1, 2)).isnan()
 
     @thorough
@@ -359,6 +362,25 @@ class TestEdgeEntropy:
         value.sum().backward()
         assert value.tolist() == [0.0, 0.0]
         assert edges.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("loss", "shapes"),
+    [
+        (cmd_loss, [(4, 3), (5, 3)]),
+        (orthogonal_loss, [(4, 3), (4, 3)]),
+        (reconstruction_loss, [(4, 3), (4, 3)]),
+        (cross_modal_loss, [(2, 3, 4), (2, 3, 3)]),
+    ],
+)
+def test_one_input_in_float64_is_enough_for_it(loss, shapes, first):
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.rand(*shape, generator=generator) for shape in shapes]
+    inputs[not first] = inputs[not first].double()
+    expected = loss(*(x.double() for x in inputs))
+    torch.testing.assert_close(loss(*inputs), expected, rtol=1e-6, atol=1e-6)
+    assert loss(*inputs).dtype == torch.float64
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Orthogonality, reconstruction and cross-modal learning (Eqs. 4-6, 8, 9)."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from scipy.spatial.distance import cdist, cosine
 from scipy.stats import entropy
 from torch.autograd import gradcheck
 
+from tdmer import losses
 from tdmer.losses import (
     CMDLoss,
     OrthogonalLoss,
@@ -406,3 +410,26 @@ def test_compiles_to_one_graph():
 
     compiled = torch.compile(whole, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, y), whole(x, y))
+
+
+HOMES = {"cmd", "cross_modal", "orthogonal", "reconstruction"}
+
+
+@pytest.mark.parametrize("home", sorted(HOMES))
+def test_one_loss_loads_no_other(home):
+    program = f"import sys; from tdmer.losses import {home}_loss; print(*sys.modules)"
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = {module for module in run.stdout.split() if module.split(".")[0] == "tdmer"}
+    assert len(loaded) <= 8
+    assert loaded & {f"tdmer.losses.{other}" for other in HOMES} == {f"tdmer.losses.{home}"}
+
+
+def test_every_public_name_resolves():
+    assert all(getattr(losses, name).__name__ == name for name in losses.__all__)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(AttributeError, match=r"module 'tdmer.losses' has no attribute 'mmd_loss'"):
+        losses.mmd_loss  # noqa: B018
+    assert set(dir(losses)) == set(losses.__all__)

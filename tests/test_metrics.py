@@ -1,3 +1,5 @@
+"""Metrics against scikit-learn and SciPy, their definitions, what is undefined, intervals."""
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from tdmer.metrics import (
     sentiment_metrics,
 )
 
+from .strategies import thorough
+
 KEYS = ["mae", "corr", "acc7", "acc5", "acc2_non0", "f1_non0", "acc2_has0", "f1_has0"]
 SCORES = st.integers(-35, 35).map(lambda tenths: tenths / 10)
 PAIRS = st.integers(1, 40).flatmap(
@@ -28,6 +32,7 @@ def of(pred, true):
 # Sentiment: oracles
 
 
+@thorough
 @given(PAIRS)
 def test_equals_scikit_learn_and_scipy(pair):
     pred, true = pair
@@ -47,6 +52,7 @@ def test_equals_scikit_learn_and_scipy(pair):
     assert got["mae"] == pytest.approx(sum(abs(p - t) for p, t in zip(*pair, strict=True)) / len(t))
 
 
+@thorough
 @given(PAIRS)
 def test_correlation_equals_scipy(pair):
     pred, true = pair
@@ -223,6 +229,12 @@ def test_interval_follows_its_options():
     assert bootstrap_interval(pred, true, metric="f1_has0", samples=20) != (low, high)
 
 
+def test_a_draw_has_as_many_samples_as_there_are():
+    # Two errors, 0 and 3: half of the draws of two hold both, and their mean is the median.
+    pred, true = np.array([0.0, 3.0]), np.zeros(2)
+    assert bootstrap_interval(pred, true, samples=1001, level=0.0) == (1.5, 1.5)
+
+
 def test_interval_leaves_undefined_draws_out():
     pred, true = np.array([1.0, -1.0]), np.array([1.0, 0.0])
     # A draw of the second sample only has no accuracy without zeros.
@@ -256,6 +268,7 @@ def test_interval_options_are_checked(option, message):
 # Classes
 
 
+@thorough
 @given(
     st.integers(1, 30).flatmap(
         lambda n: st.tuples(*[hnp.arrays(np.int64, n, elements=st.integers(0, 4))] * 2)
@@ -285,6 +298,7 @@ def test_classes_must_be_whole_numbers():
 # Several labels per sample
 
 
+@thorough
 @given(
     st.tuples(st.integers(1, 12), st.integers(1, 4)).flatmap(
         lambda shape: st.tuples(*[hnp.arrays(np.int64, shape, elements=st.integers(0, 1))] * 2)

@@ -1,29 +1,83 @@
-"""What importing costs, and that every public name is where it is promised."""
+"""What importing costs and in which order, and that every public name is where it is promised."""
 
+import ast
+import pkgutil
 import subprocess
 import sys
 from importlib.metadata import version
+from importlib.util import resolve_name
+from pathlib import Path
 
 import pytest
 
 import tdmer
 
-HEAVY = ("transformers", "scipy", "sklearn", "matplotlib", "pandas", "accelerate")
+HEAVY = {"transformers", "huggingface_hub", "accelerate", "sklearn", "matplotlib", "pandas"}
+# The rooms of the package from the ground floor up; each imports from the floors below only.
+FLOORS = (
+    "_checks",
+    "masks",
+    "losses layers fusion metrics data",
+    "tasks model",
+    "objective viz",
+)
 
 
-def imported_by(statement: str, *modules: str) -> list[str]:
-    program = f"import sys\n{statement}\nprint(*[m for m in {modules!r} if m in sys.modules])"
-    command = [sys.executable, "-c", program]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+def imported_by(statement: str) -> set[str]:
+    """Return all that a fresh interpreter has imported after the statement."""
+    command = [sys.executable, "-c", f"import sys\n{statement}\nprint(*sys.modules)"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def imports_in(path: Path, package: str) -> set[str]:
+    """Return the full names of what a file of a package imports, wherever it does so."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            home = resolve_name("." * node.level + (node.module or ""), package)
+            names |= {f"{home}.{alias.name}" for alias in node.names}
+    return names
 
 
 def test_the_package_itself_imports_nothing_heavy():
-    assert imported_by("import tdmer", "torch", "numpy", *HEAVY) == []
+    assert imported_by("import tdmer") & {"torch", "numpy", "scipy", *HEAVY} == set()
 
 
 def test_the_model_and_losses_import_torch_only():
-    statement = "from tdmer import TDMER, TDMERLoss, Sentiment, cmd_loss"
-    assert imported_by(statement, "torch", *HEAVY) == ["torch"]
+    loaded = imported_by("from tdmer import TDMER, TDMERLoss, Sentiment, cmd_loss")
+    assert loaded & {"torch", "scipy", *HEAVY} == {"torch"}
+
+
+def test_one_loss_stands_alone():
+    loaded = imported_by("from tdmer.losses import cmd_loss")
+    own = {name for name in loaded if name.split(".")[0] == "tdmer"}
+    assert len(own) <= 8, own
+
+
+def test_the_core_imports_nothing_heavy():
+    core = {module.name for module in pkgutil.walk_packages(tdmer.__path__, "tdmer.")}
+    core -= {"tdmer.viz"}
+    loaded = imported_by(f"import {', '.join(core)}")
+    assert core <= loaded
+    assert loaded & {"tdmer.viz", *HEAVY} == set()
+
+
+def test_rooms_import_from_below():
+    home = Path(tdmer.__file__).parent
+    floor_of = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+    for path in home.rglob("*.py"):
+        package = ("tdmer", *path.relative_to(home).parts[:-1])
+        room = (*package, path.stem)[1]
+        if room == "__init__":  # It only says where each public name lives.
+            continue
+        assert room in floor_of, f"{room} must have a floor"
+        names = imports_in(path, ".".join(package))
+        others = {name.split(".")[1] for name in names if name.startswith("tdmer.")} - {room}
+        wrong = {other for other in others if floor_of.get(other, 99) >= floor_of[room]}
+        assert not wrong, f"{path} imports {wrong}"
 
 
 def test_every_public_name_resolves():

@@ -13,16 +13,20 @@ BIN := $(VENV)/bin
 DATA ?=
 ARGS ?=
 PIP_FLAGS ?=
+# What `make matrix` runs: a Python and a resolution of uv's each.
+RUNS ?= 3.11:highest 3.12:highest 3.13:highest 3.11:lowest-direct
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS)
 
-.PHONY: demo test lint types docs check clean
+.PHONY: demo setup test lint types docs matrix check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/train.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
+setup: $(VENV)/.developed
+
+# The tests and the examples in the docstrings, with types and shapes checked at every call.
 test: $(VENV)/.developed
-	$(BIN)/python -m pytest -n auto
-	$(BIN)/python -m pytest -n auto --doctest-modules tdmer
+	$(BIN)/python -m pytest -n auto --jaxtyping-packages=tdmer,tests.check --doctest-modules tdmer tests
 
 lint: $(VENV)/.developed
 	$(BIN)/ruff check
@@ -30,10 +34,13 @@ lint: $(VENV)/.developed
 
 types: $(VENV)/.developed
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto --jaxtyping-packages=tdmer,tests.check -k "not examples and not import"
 
 docs: $(VENV)/.developed
 	$(BIN)/python -m sphinx -W -q -b html docs docs/_build/html
+
+# The wheel in fresh environments without constraints. uv fetches the Pythons that are missing.
+matrix: $(VENV)/.developed
+	PATH="$$PWD/$(BIN):$$PATH" .ci/versions $(RUNS)
 
 check: test lint types docs
 

@@ -3,17 +3,18 @@
 import doctest
 import importlib
 import inspect
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 
+import tdmer
+
 DOCS = Path(__file__).parents[1] / "docs"
 if not DOCS.exists():
     pytest.skip("docs/ is not beside tests/", allow_module_level=True)
 
-PACKAGES = ("tdmer", "tdmer.losses", "tdmer.layers", "tdmer.fusion", "tdmer.data")
-MODULES = ("tdmer.tasks", "tdmer.model", "tdmer.metrics")
 README = "../README.md"
 PAGES = [README, *sorted(path.relative_to(DOCS).as_posix() for path in DOCS.glob("*.md"))]
 
@@ -31,14 +32,20 @@ def blocks(page):
 
 
 def public_names():
-    found = [
-        (module, name) for module in PACKAGES for name in importlib.import_module(module).__all__
-    ]
-    for module in MODULES:
-        for name, thing in vars(importlib.import_module(module)).items():
-            own = getattr(thing, "__module__", None) == module and not name.startswith("_")
-            if own and (inspect.isclass(thing) or inspect.isfunction(thing)):
-                found.append((module, name))
+    """Return module and name of all that a module lists or, without a list, defines."""
+    found = [("tdmer", name) for name in tdmer.__all__]
+    for room in pkgutil.iter_modules(tdmer.__path__, "tdmer."):
+        if room.name.startswith("tdmer._"):
+            continue
+        module = importlib.import_module(room.name)
+        own = [
+            name
+            for name, thing in vars(module).items()
+            if getattr(thing, "__module__", None) == room.name
+            and not name.startswith("_")
+            and (inspect.isclass(thing) or inspect.isfunction(thing))
+        ]
+        found += [(room.name, name) for name in getattr(module, "__all__", own)]
     return found
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from tests.test_examples import EXAMPLES, load, write_mmsa
 
-BENCHMARK = EXAMPLES.parent / "benchmarks" / "resume.py"
+BENCHMARK = EXAMPLES / "benchmarks" / "resume.py"
 OPTIONS = ["--width", "8", "--layers", "0", "--seeds", "2", "--epochs", "2"]
 SEED = 2 * (2 + 1) + 4  # batches of a seed: of two epochs, and of four readings of the test split
 
@@ -381,7 +381,6 @@ def test_a_finished_seed_is_not_read_again(train, tmp_path):
     assert run["current"] is None
 
 
-@pytest.mark.skipif(not BENCHMARK.exists(), reason="benchmarks/ is not beside tests/")
 def test_runs_that_are_killed_by_the_system(data):
     command = [sys.executable, BENCHMARK, "--kills", "2", "--data", data, *OPTIONS]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -5,7 +5,7 @@ second one is killed while it writes a file after that moment, and every third r
 once more. Then --resume finishes it, and every file of the run folder must equal that of the run
 left alone, byte for byte. From the root of the repository, on data or without (synthetic):
 
-    python benchmarks/resume.py --data mosi.pkl --threads 1
+    python examples/benchmarks/resume.py --data mosi.pkl --threads 1
 
 Options that are not its own are those of examples/train.py. Exits with 1 where a file differs.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-TRAIN = Path(__file__).parent.parent / "examples" / "train.py"
+TRAIN = Path(__file__).parents[1] / "train.py"
 FILES = ("config.json", "epochs.csv", "metrics.json", "model.safetensors", "training.png")
 
 

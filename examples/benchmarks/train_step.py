@@ -8,7 +8,7 @@ growth of time with batch, length and modalities, and a profile beside its floor
 the rate of a matrix product, bytes over the rate of a copy, both measured here. From the root of
 the repository, with MMSA (``pip install --no-deps MMSA``), on a machine that does nothing else:
 
-    python benchmarks/train_step.py
+    python examples/benchmarks/train_step.py
 """
 
 import argparse

@@ -3,7 +3,7 @@
 All have the same weights; the outputs are compared before anything is timed. The contenders take
 turns. From the root of the repository, with MMSA (``pip install --no-deps MMSA``):
 
-    python benchmarks/attention.py
+    python examples/benchmarks/attention.py
 """
 
 import argparse

@@ -10,8 +10,8 @@ longest first; 0: on all. Last, store and memory take turns, batch by batch, so 
 slows both: samples per second of loading alone, over all samples, and of training. "Cold": the
 files are not in the cache of the system. From the root of the repository:
 
-    python benchmarks/store.py --folder /tmp/mosei            # lengths as in MOSEI
-    python benchmarks/store.py --folder /tmp/mosei --full     # every step real
+    python examples/benchmarks/store.py --folder /tmp/mosei            # lengths as in MOSEI
+    python examples/benchmarks/store.py --folder /tmp/mosei --full     # every step real
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Lengths are those of MOSI: 12 words with 94 and 125 frames, its mean, and 50/375/500, its longest.
 From the root of the repository:
 
-    python benchmarks/inference.py
+    python examples/benchmarks/inference.py
 """
 
 import argparse

@@ -4,7 +4,7 @@ Features are the sigmoid of a normal, 128 wide unless the axis says otherwise; t
 shifted by 0 (the score should be 0) or by half a standard deviation (it should be that of samples
 without number). Run from the root of the repository:
 
-    python benchmarks/cmd_floor.py
+    python examples/benchmarks/cmd_floor.py
 """
 
 import argparse

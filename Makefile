@@ -2,7 +2,7 @@
 #
 #   make demo                          train on synthetic data
 #   make demo DATA=path/to/mosi.pkl    train on a file in MMSA's layout
-#   make demo ARGS="--seeds 1"         with options of examples/train.py
+#   make demo ARGS="--seeds 1"         with options of examples/experiments/seeds.py
 #
 # On Linux, PyPI's PyTorch brings CUDA (several GB). For the CPU build:
 #   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: demo setup test lint types docs matrix check clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python examples/train.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+	$(BIN)/python examples/experiments/seeds.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 setup: $(VENV)/.developed
 

@@ -11,15 +11,20 @@ the metrics of the samples that have a label. The model normalises raw features 
 import argparse
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from splits import load_splits
+from torch import Tensor
+from torch.nn.modules import module
 from torch.utils.data import DataLoader
 
 from tdmer import TDMER, Sentiment, sentiment_metrics
-from tdmer.data import collate, load_mmsa, open_store
+from tdmer.data import MultimodalDataset, collate
 
 
 def main() -> None:
@@ -35,44 +40,94 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("predictions.csv"))
     args = parser.parse_args()
     try:
-        predict(args)
+        predict_file(args)
     except (OSError, TypeError, ValueError) as error:
         raise SystemExit(f"predict.py: {error}") from None
 
 
 def load_run(folder: Path) -> tuple[TDMER, Sentiment]:
-    """Rebuild the model of a run folder, with the task that reads its logits."""
+    """Rebuild the model of a run folder, with the task that reads its logits.
+
+    Raises:
+        OSError: A file is not there.
+        ValueError: The files are not such as train.py writes, or do not fit each other.
+    """
     settings, weights = folder / "config.json", folder / "model.safetensors"
     content = settings.read_bytes()
     try:
+        with safe_open(weights, "pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{weights} must be a whole safetensors file, got {error}") from None
+    try:
         config = json.loads(content)
         task = Sentiment(**config["task"])
-        with torch.device("meta"):  # shapes without memory: the file of weights is the measure
-            shapes = {name: x.shape for name, x in TDMER(**config["model"]).state_dict().items()}
+        wanted = outline(config["model"], most=2 * len(found)).state_dict()
+        if config["model"]["num_classes"] != len(task.values):
+            raise ValueError(
+                f"{len(task.values)} values for {config['model']['num_classes']} classes"
+            )
     except Exception as error:
         # Whatever a damaged file makes of these lines, it is the file that is to be named.
         raise ValueError(f"{settings} must be one that train.py wrote, got {error!r}") from None
-    try:
-        tensors = load_file(weights)
-    except SafetensorError as error:
-        raise ValueError(f"{weights} must be a whole safetensors file, got {error}") from None
-    for name in sorted(shapes.keys() | tensors.keys()):
-        there = tuple(tensors[name].shape) if name in tensors else None
-        if name not in shapes or there != shapes[name]:
-            wanted = tuple(shapes[name]) if name in shapes else None
-            raise ValueError(f"{weights} must fit config.json: {name} of {wanted}, got {there}")
-        if not tensors[name].isfinite().all():
+    shapes = {name: tuple(x.shape) for name, x in wanted.items()}
+    for name in sorted(shapes.keys() | found.keys()):
+        if found.get(name) != shapes.get(name):
+            raise ValueError(
+                f"{weights} must fit config.json: {name} of {shapes.get(name)}, "
+                f"got {found.get(name)}"
+            )
+    tensors = load_file(weights)
+    for name, x in tensors.items():
+        if x.dtype != wanted[name].dtype:
+            raise ValueError(f"{weights} must hold {wanted[name].dtype} in {name}, got {x.dtype}")
+        if not x.isfinite().all():
             raise ValueError(f"{weights} must hold finite weights, got NaN or inf in {name}")
     model = TDMER(**config["model"])
     model.load_state_dict(tensors)
     return model.eval(), task
 
 
+def outline(options: dict[str, Any], most: int) -> TDMER:
+    """Build a model whose tensors have shapes but no memory, and give up at too many of them.
+
+    A model takes time to build even so, and a file of a few bytes may ask for any number of layers.
+    """
+    left = most
+
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"a model of more than {most} tensors")
+
+    with (
+        torch.device("meta"),
+        module.register_module_parameter_registration_hook(count),
+        module.register_module_buffer_registration_hook(count),
+    ):
+        return TDMER(**options)
+
+
 @torch.no_grad()
-def predict(args: argparse.Namespace) -> None:
+def predict(
+    model: TDMER, task: Sentiment, data: MultimodalDataset, modalities: Sequence[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the prediction of every sample and the weight of every branch, ``(n,)`` each."""
+    predictions, weights = [], []
+    for batch in DataLoader(data, batch_size=128, collate_fn=collate):
+        inputs, masks = ({m: part[m] for m in modalities} for part in batch[:2])
+        output = model(inputs, masks)
+        predictions.append(task.predict(output.logits))
+        weights.append(output.weights)
+    joined = {branch: torch.cat([batch[branch] for batch in weights]) for branch in weights[0]}
+    return torch.cat(predictions), joined
+
+
+def predict_file(args: argparse.Namespace) -> None:
     """Predict one split of a file."""
     model, task = load_run(args.run)
-    splits = open_store(args.data) if args.data.is_dir() else load_mmsa(args.data)
+    splits = load_splits(args.data, task)
     if args.split not in splits:
         raise ValueError(f"--split must be one of {list(splits)}, got {args.split!r}")
     data = splits[args.split]
@@ -83,21 +138,16 @@ def predict(args: argparse.Namespace) -> None:
     if not left or not set(args.drop) <= data.dims.keys():
         raise ValueError(f"--drop must be some, not all, of {list(data.dims)}, got {args.drop}")
 
-    rows, predictions = [], []
-    for batch in DataLoader(data, batch_size=128, collate_fn=collate):
-        inputs, masks = ({m: part[m] for m in left} for part in batch[:2])
-        output = model(inputs, masks)
-        predictions.append(task.predict(output.logits))
-        columns = [batch.labels, predictions[-1], *output.weights.values()]
-        for name, row in zip(batch.ids, torch.stack(columns, dim=1).tolist(), strict=True):
-            rows.append([name, *(f"{value:.4f}" for value in row)])
+    predictions, weights = predict(model, task, data, left)
+    rows = torch.stack([data.labels, predictions, *weights.values()], dim=1).tolist()
     with args.out.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "label", "prediction", *output.weights])
-        writer.writerows(rows)
+        writer.writerow(["id", "label", "prediction", *weights])
+        for name, row in zip(data.ids, rows, strict=True):
+            writer.writerow([name, *(f"{value:.4f}" for value in row)])
     print(f"{len(data)} predictions in {args.out}")
     if not data.labels.isnan().all():
-        metrics = sentiment_metrics(torch.cat(predictions), data.labels)
+        metrics = sentiment_metrics(predictions, data.labels)
         print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
 

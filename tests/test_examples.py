@@ -4,10 +4,8 @@ import csv
 import importlib.util
 import json
 import math
-import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,27 +15,53 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tdmer.data import load_mmsa, write_store
+from tdmer import LossTerms, TDMERLoss
+from tdmer.data import MultimodalDataset, load_mmsa, write_store
 
-pytest.importorskip("matplotlib", reason="the examples need the extra 'examples'")
+pytest.importorskip("accelerate", reason="the examples need the extra 'examples'")
+from accelerate.state import AcceleratorState
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 QUICK = ["--width", "8", "--heads", "2", "--epochs", "2"]
+VISUAL = "vision"  # what MMSA's reader calls the visual modality
 METRICS = {"mae", "corr", "acc7", "acc5", "acc2_non0", "f1_non0", "acc2_has0", "f1_has0"}
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+def load(name, monkeypatch):
+    """Import a script as Python does that runs it: with its folder on the path."""
+    path = EXAMPLES / f"{name}.py"
+    monkeypatch.syspath_prepend(path.parent)
+    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
+def call(monkeypatch, module, *arguments):
+    """Run a script in this process, which may have run others."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    try:
+        module.main()
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def run(monkeypatch, name, *arguments):
-    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-    module = load(name)
-    module.main()
-    return module
+    call(monkeypatch, load(name, monkeypatch), *arguments)
+
+
+def visible(folder):
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def rewrite(source, folder, **labels):
+    """Write a file of other labels."""
+    splits = pickle.loads(source.read_bytes())
+    for split, values in labels.items():
+        splits[split]["regression_labels"] = values
+    path = folder / "other.pkl"
+    path.write_bytes(pickle.dumps(splits))
+    return path
 
 
 def write_mmsa(path):
@@ -68,112 +92,123 @@ def saved(tmp_path_factory, mmsa):
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("runs") / "saved"
     with pytest.MonkeyPatch.context() as patch:
-        run(patch, "train", "--data", mmsa, "--out", folder, "--seeds", 2, *QUICK)
+        run(patch, "train", "--data", mmsa, "--out", folder, *QUICK)
     return folder
 
 
-def test_a_run_writes_what_it_says_and_can_be_loaded(monkeypatch, tmp_path, mmsa, capsys):
-    run(monkeypatch, "train", "--data", mmsa, "--out", tmp_path, "--seeds", 2, *QUICK)
-    printed = capsys.readouterr().out
-    assert "training.png" in printed
-    assert "no audio" in printed
-    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
-
-    summary = json.loads((tmp_path / "metrics.json").read_text())
-    assert not summary["interrupted"]
-    for split in ("test", "valid"):
-        assert set(summary[split]) == METRICS
-        for name, entry in summary[split].items():
-            values = [seed[split][name] for seed in summary["seeds"]]
-            assert entry["mean"] == pytest.approx(np.mean(values))
-            assert entry["sd"] == pytest.approx(np.std(values, ddof=1))
-    best = min(summary["seeds"], key=lambda seed: seed["valid"]["mae"])
-    low, high = summary["interval"]["test"]["mae"]
-    assert summary["interval"]["seed"] == best["seed"]
-    assert low <= best["test"]["mae"] <= high
-
-    rows = list(csv.DictReader((tmp_path / "epochs.csv").read_text().splitlines()))
-    assert [(row["seed"], row["epoch"]) for row in rows] == [
-        ("0", "0"), ("0", "1"), ("1", "0"), ("1", "1"),
-    ]  # fmt: skip
+def test_a_run_writes_what_it_says_and_can_be_loaded(monkeypatch, saved, mmsa, tmp_path, capsys):
+    assert visible(saved) == {"config.json", "metrics.json", "model.safetensors"}
+    found = json.loads((saved / "metrics.json").read_text())
+    assert found.keys() == {"epoch", "train", "valid", "test", "weights", "history"}
+    assert set(found["test"]) == set(found["valid"]) == METRICS
+    assert [row["epoch"] for row in found["history"]] == [0, 1]
+    for row in found["history"]:
+        assert tuple(row["train"]) == LossTerms._fields
+        assert row["weights"].keys() == {"common", "text", "audio", VISUAL}
     # The chosen epoch is the one that was best in validation.
-    for seed in summary["seeds"]:
-        maes = [float(row["mae"]) for row in rows if row["seed"] == str(seed["seed"])]
-        assert seed["epoch"] == int(np.argmin(maes))
-        assert seed["valid"]["mae"] == pytest.approx(min(maes))
+    maes = [row["valid"]["mae"] for row in found["history"]]
+    assert found["epoch"] == int(np.argmin(maes))
+    assert found["valid"] == found["history"][found["epoch"]]["valid"]
 
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["model"]["dims"] == {"text": 4, "audio": 3, "vision": 2}
-    assert len(config["data"]["sha256"]) == 64
+    config = json.loads((saved / "config.json").read_text())
+    assert config["model"]["dims"] == {"text": 4, "audio": 3, VISUAL: 2}
+    assert config["data"].keys() == {mmsa.name}
+    assert len(config["data"][mmsa.name]) == 64
 
     out = tmp_path / "predictions.csv"
-    run(monkeypatch, "predict", tmp_path, "--data", mmsa, "--out", out)
+    run(monkeypatch, "predict", saved, "--data", mmsa, "--out", out)
+    assert f"mae {found['test']['mae']:.4f}" in capsys.readouterr().out
     predictions = list(csv.DictReader(out.read_text().splitlines()))
     errors = [abs(float(row["label"]) - float(row["prediction"])) for row in predictions]
     assert len(predictions) == 24
-    assert np.mean(errors) == pytest.approx(best["test"]["mae"], abs=1e-3)
+    assert np.mean(errors) == pytest.approx(found["test"]["mae"], abs=1e-3)
     assert set(predictions[0]) == {
-        "id", "label", "prediction", "common", "text", "audio", "vision",
+        "id", "label", "prediction", "common", "text", "audio", VISUAL,
     }  # fmt: skip
+    mean = np.mean([float(row["text"]) for row in predictions])
+    assert mean == pytest.approx(found["weights"]["text"], abs=1e-3)
 
 
-def test_what_is_undefined_is_null(monkeypatch, tmp_path, mmsa, capsys):
-    splits = pickle.loads(mmsa.read_bytes())
-    splits["test"]["regression_labels"] = np.zeros(24, dtype=np.float32)
-    path = tmp_path / "zero.pkl"
-    path.write_bytes(pickle.dumps(splits))
-    run(monkeypatch, "train", "--data", path, "--out", tmp_path, "--seeds", 1, *QUICK)
+def test_the_losses_are_means_over_the_samples(monkeypatch, tmp_path, mmsa):
+    """Of 48 samples in batches of 32, the second batch counts half as much."""
+    script = load("train", monkeypatch)
+    batches = []
+
+    class Recorded(TDMERLoss):
+        def forward(self, output, labels):
+            batches.append((len(labels), super().forward(output, labels).total.item()))
+            return super().forward(output, labels)
+
+    monkeypatch.setattr(script, "TDMERLoss", Recorded)
+    call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK)
+    found = json.loads((tmp_path / "metrics.json").read_text())["history"]
+    assert [size for size, _ in batches] == [32, 16, 32, 16]
+    for row, ((_, first), (_, second)) in zip(found, (batches[:2], batches[2:]), strict=True):
+        assert row["train"]["total"] == pytest.approx((2 * first + second) / 3, rel=1e-5)
+
+
+def test_the_test_split_is_read_once_with_the_best_epoch(monkeypatch, tmp_path, mmsa):
+    """Validation figures that grow again make the first epoch the best one."""
+    script = load("train", monkeypatch)
+    read, evaluate = [], script.evaluate
+
+    def worsening(model, task, data, accelerator):
+        metrics, weights = evaluate(model, task, data, accelerator)
+        weight = model.classifier[0].weight.detach().clone()
+        read.append((data.ids[0].split("$")[0], weight))
+        return metrics | {"mae": float(len(read))}, weights
+
+    monkeypatch.setattr(script, "evaluate", worsening)
+    call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK, "--lr", 0.1)
+    assert [split for split, _ in read] == ["valid", "valid", "test"]
+    assert torch.equal(read[2][1], read[0][1])
+    assert not torch.equal(read[1][1], read[0][1])
+    saved = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(saved["classifier.0.weight"], read[0][1])
+
+
+def test_what_is_undefined_is_null(monkeypatch, tmp_path, mmsa):
+    path = rewrite(mmsa, tmp_path, test=np.zeros(24, dtype=np.float32))
+    run(monkeypatch, "train", "--data", path, "--out", tmp_path / "run", *QUICK)
 
     def refuse(name):
         raise AssertionError(f"{name} is no JSON")
 
-    text = (tmp_path / "metrics.json").read_text()
-    summary = json.loads(text, parse_constant=refuse)
-    assert summary["test"]["corr"] == {"mean": None, "sd": None}
-    assert summary["interval"]["test"]["corr"] == [None, None]
-    assert summary["test"]["mae"]["mean"] > 0
-    assert "nan" in capsys.readouterr().out
+    text = (tmp_path / "run" / "metrics.json").read_text()
+    found = json.loads(text, parse_constant=refuse)
+    assert found["test"]["corr"] is None
+    assert found["test"]["mae"] > 0
 
 
-def test_what_is_infinite_is_null_and_all_else_stays():
-    content = {"a": [math.inf, 1.5], "b": {"c": (-math.inf, None)}, "d": [3, True, "inf"]}
-    written = json.loads(load("train").to_json(content))
-    assert written == {"a": [None, 1.5], "b": {"c": [None, None]}, "d": [3, True, "inf"]}
+def test_json_has_no_infinity_and_keeps_all_else(monkeypatch, tmp_path):
+    module = load("run_folder", monkeypatch)
+    content = {"a": [math.inf, 1.5], "b": {"c": -math.inf, "e": math.nan}, "d": [3, True, "inf"]}
+    written = module.to_json(content)
+    assert json.loads(written) == {
+        "a": [None, 1.5],
+        "b": {"c": None, "e": None},
+        "d": [3, True, "inf"],
+    }
+    (tmp_path / "file").write_bytes(written)
+    assert math.isnan(module.from_json(tmp_path / "file")["b"]["c"])
 
 
-def test_a_modality_may_be_left_out_of_the_test_split(saved, mmsa, monkeypatch, capsys):
-    summary = json.loads((saved / "metrics.json").read_text())
-    best = min(summary["seeds"], key=lambda seed: seed["valid"]["mae"])
-    assert set(summary["missing"]) == {"text", "audio", "vision"}
-    for modality, metrics in summary["missing"].items():
-        values = [seed["missing"][modality]["mae"] for seed in summary["seeds"]]
-        assert metrics["mae"]["mean"] == pytest.approx(np.mean(values))
-        assert metrics["mae"]["mean"] != summary["test"]["mae"]["mean"]
-        out = saved.with_name(f"{modality}.csv")
-        run(monkeypatch, "predict", saved, "--data", mmsa, "--out", out, "--drop", modality)
-        assert f"mae {best['missing'][modality]['mae']:.4f}" in capsys.readouterr().out
-        rows = list(csv.DictReader(out.read_text().splitlines()))
-        weights = {b: {float(row[b]) for row in rows} for b in ("text", "audio", "vision")}
-        assert {branch for branch, values in weights.items() if values == {0.0}} == {modality}
-        assert all(np.isfinite(float(row["prediction"])) for row in rows)
-
-
-def test_a_store_is_data_like_its_source(saved, mmsa, tmp_path, monkeypatch, capsys):
+def test_a_store_is_data_like_its_source(saved, mmsa, tmp_path, monkeypatch):
     splits = load_mmsa(mmsa)
     write_store(tmp_path / "store", splits)
     out = ["--out", tmp_path / "run"]
-    run(monkeypatch, "train", "--data", tmp_path / "store", *out, "--seeds", 2, *QUICK)
+    run(monkeypatch, "train", "--data", tmp_path / "store", *out, *QUICK)
     assert (tmp_path / "run" / "metrics.json").read_bytes() == (saved / "metrics.json").read_bytes()
-    files = json.loads((tmp_path / "run" / "config.json").read_text())["data"]["sha256"]
-    assert set(files) == {path.name for path in (tmp_path / "store").iterdir()}
+    hashed = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
+    assert set(hashed) == {path.name for path in (tmp_path / "store").iterdir()}
     for source in (mmsa, tmp_path / "store"):
         to = tmp_path / f"{source.name}.csv"
         run(monkeypatch, "predict", saved, "--data", source, "--split", "valid", "--out", to)
     assert (tmp_path / "small.pkl.csv").read_text() == (tmp_path / "store.csv").read_text()
 
     write_store(tmp_path / "two", {split: splits[split] for split in ("train", "test")})
-    message = refusal(monkeypatch, "train", "--data", tmp_path / "two", *out)
-    assert "must have splits train, valid and test, got ['train', 'test']" in message
+    message = refusal(monkeypatch, "train", "--data", tmp_path / "two", *out, *QUICK)
+    assert "must have the splits ['train', 'valid', 'test'], got ['train', 'test']" in message
     (tmp_path / "empty").mkdir()
     for script, first in (("train", []), ("predict", [saved])):
         message = refusal(monkeypatch, script, *first, "--data", tmp_path / "empty", *out)
@@ -212,7 +247,14 @@ def edit_weights(change):
     return edit
 
 
-MODEL = {"dims": {"text": 4, "audio": 3, "vision": 2}, "num_classes": 7, "width": 8, "heads": 2}
+def as_type(dtype):
+    def change(tensors):
+        tensors["classifier.0.bias"] = tensors["classifier.0.bias"].to(dtype)
+
+    return change
+
+
+MODEL = {"dims": {"text": 4, "audio": 3, VISUAL: 2}, "num_classes": 7, "width": 8, "heads": 2}
 
 
 @pytest.mark.parametrize(
@@ -233,6 +275,10 @@ MODEL = {"dims": {"text": 4, "audio": 3, "vision": 2}, "num_classes": 7, "width"
         (edit_config(model=3), "must be one that train.py wrote"),
         (edit_config(model=MODEL | {"code": "os.system"}), "must be one that train.py wrote"),
         (edit_config(model=MODEL | {"width": 9}), "heads"),
+        (edit_config(model=MODEL | {"width": "8"}), "width"),
+        (edit_config(task={"values": "many"}), "must be one that train.py wrote"),
+        (edit_config(task={"values": [-1, 0, 1]}), "3 values for 7 classes"),
+        (edit_config(model=MODEL | {"num_classes": 3}), "7 values for 3 classes"),
         (edit_config(task={"values": [3, 2, 1]}), "increas"),
         # Never made: the shapes are compared first.
         (edit_config(model=MODEL | {"dims": {"text": 10**12, "audio": 3}}), "must fit config.json"),
@@ -259,6 +305,8 @@ MODEL = {"dims": {"text": 4, "audio": 3, "vision": 2}, "num_classes": 7, "width"
             edit_weights(lambda tensors: next(iter(tensors.values())).fill_(torch.nan)),
             "must hold finite weights",
         ),
+        (edit_weights(as_type(torch.int32)), "must hold torch.float32 in classifier.0.bias, got"),
+        (edit_weights(as_type(torch.float64)), "must hold torch.float32 in classifier.0.bias, got"),
     ],
 )
 def test_a_folder_that_train_did_not_write_is_refused(
@@ -272,15 +320,41 @@ def test_a_folder_that_train_did_not_write_is_refused(
     assert "this would run" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        MODEL | {"layers": 10**9},
+        MODEL | {"dims": {f"m{number}": 2 for number in range(400)}},
+        MODEL | {"dims": {f"m{number}": 2 for number in range(40)}, "layers": 10**4},
+    ],
+)
+def test_a_model_larger_than_its_weights_is_refused_at_once(monkeypatch, tmp_path, saved, model):
+    folder = shutil.copytree(saved, tmp_path / "run")
+    edit_config(model=model)(folder)
+    module = load("predict", monkeypatch)
+    built = []
+
+    class Counted(torch.nn.Linear):
+        def __init__(self, *args, **options):
+            built.append(args)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(torch.nn, "Linear", Counted)
+    with pytest.raises(ValueError, match=r"a model of more than \d+ tensors"):
+        module.load_run(folder)
+    assert len(built) < 1000
+    torch.nn.Linear(2, 2)  # nothing counts any more
+
+
 def test_predict_names_what_does_not_fit(monkeypatch, tmp_path, saved, mmsa):
     out = ["--out", tmp_path / "predictions.csv"]
     data = ["--data", mmsa]
     assert "one of ['train'" in refusal(
         monkeypatch, "predict", saved, *data, "--split", "dev", *out
     )
-    for drop in (["hearing"], ["text", "audio", "vision"]):
+    for drop in (["hearing"], ["text", "audio", VISUAL]):
         message = refusal(monkeypatch, "predict", saved, *data, *out, "--drop", *drop)
-        assert "--drop must be some, not all, of ['text', 'audio', 'vision']" in message
+        assert f"--drop must be some, not all, of ['text', 'audio', '{VISUAL}']" in message
     splits = pickle.loads(mmsa.read_bytes())
     for split in splits.values():
         split["audio"] = split["audio"][..., :2]
@@ -315,7 +389,9 @@ def test_without_labels_there_are_predictions_and_no_metrics(
         (["--values", "3", "1"], "increas"),
         (["--alpha", "-1"], "alpha"),
         (["--out", __file__], "exists"),
-        (["--lr", "1e30"], "is nan in epoch 0; a smaller --lr"),
+        (["--values", "0"], "two or more"),
+        (["--lr", "9e5"], "loss or weights are not finite in epoch 0: try a smaller --lr"),
+        (["--lr", "9e5", "--epochs", "6"], "not finite in epoch 0: try a smaller --lr"),
     ],
 )
 def test_train_names_what_is_wrong(monkeypatch, tmp_path, mmsa, options, reason):
@@ -323,20 +399,56 @@ def test_train_names_what_is_wrong(monkeypatch, tmp_path, mmsa, options, reason)
     assert reason in refusal(monkeypatch, "train", *arguments)
 
 
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_split_without_labels_is_refused(monkeypatch, tmp_path, mmsa, split):
+    count = {"train": 48, "valid": 24}[split]
+    path = rewrite(mmsa, tmp_path, **{split: np.full(count, np.nan, np.float32)})
+    out = tmp_path / "run"
+    message = refusal(monkeypatch, "train", "--data", path, "--out", out, *QUICK)
+    assert f"the split '{split}' must have a label, got none" in message
+    assert not out.exists()
+
+
+def test_two_labels_a_sample_are_refused_by_name(monkeypatch, tmp_path, saved):
+    inputs = {m: torch.ones(3, 2, width) for m, width in MODEL["dims"].items()}
+    for labels, reason in ((torch.zeros(3, 2), "shape"), (torch.zeros(3).long(), "float")):
+        store = tmp_path / reason
+        data = MultimodalDataset(inputs, labels)
+        write_store(store, dict.fromkeys(("train", "valid", "test"), data))
+        for script, first in (("predict", [saved]), ("train", [])):
+            out = ["--out", tmp_path / "out"]
+            message = refusal(monkeypatch, script, *first, "--data", store, *out)
+            assert f"{store}, train: labels" in message
+            assert reason in message
+            assert not (tmp_path / "out").exists()
+
+
+def test_a_modality_that_no_training_sample_has_is_refused(monkeypatch, tmp_path):
+    """Nothing is left that the next run would stumble over."""
+    inputs = {"text": torch.ones(3, 2, 4), "audio": [torch.ones(0, 3)] * 3}
+    data = MultimodalDataset(inputs, torch.zeros(3))
+    write_store(tmp_path / "store", dict.fromkeys(("train", "valid", "test"), data))
+    out = tmp_path / "run"
+    refusal(monkeypatch, "train", "--data", tmp_path / "store", "--out", out, *QUICK)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ("--seeds 0", "--seeds: must be at least 1, got 0"),
-        ("--epochs 0", "--epochs: must be at least 1, got 0"),
-        ("--epochs many", "--epochs: invalid count value: 'many'"),
-        ("--patience 0", "--patience: must be at least 1, got 0"),
-        ("--batch-size -1", "--batch-size: must be at least 1, got -1"),
-        ("--threads 0", "--threads: must be at least 1, got 0"),
-        ("--lr nan", "--lr: must be finite and at least 0, got nan"),
-        ("--weight-decay -1", "--weight-decay: must be finite and at least 0, got -1"),
+        ("--epochs 0", "--epochs: must be in [1, inf), got 0"),
+        ("--epochs many", "--epochs: invalid int value: 'many'"),
+        ("--patience 0", "--patience: must be in [1, inf), got 0"),
+        ("--batch-size -1", "--batch-size: must be in [1, inf), got -1"),
+        ("--accumulate 0", "--accumulate: must be in [1, inf), got 0"),
+        ("--threads 0", "--threads: must be in [1, inf), got 0"),
+        ("--seed -1", "--seed: must be in [0, inf), got -1"),
+        ("--lr nan", "--lr: must be in [0, 1000000.0), got nan"),
+        ("--lr 1e38", "--lr: must be in [0, 1000000.0), got 1e38"),
+        ("--weight-decay -1", "--weight-decay: must be in [0, 1000000.0), got -1"),
         ("--modality-dropout 1", "--modality-dropout: must be in [0, 1), got 1"),
-        ("--clip inf", "--clip: must be finite and at least 0, got inf"),
-        ("--device quantum", "--device: invalid choice: 'quantum'"),
+        ("--clip inf", "--clip: must be in [0, 1000000.0), got inf"),
+        ("--without all", "--without: invalid choice: 'all'"),
         ("--resume --overwrite", "--overwrite: not allowed with argument --resume"),
     ],
 )
@@ -348,59 +460,164 @@ def test_options_out_of_range_are_refused(monkeypatch, tmp_path, options, reason
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_can_be_repeated_and_an_ablation_differs(monkeypatch, tmp_path, mmsa):
-    def metrics(folder, *options):
-        arguments = ["--data", mmsa, "--out", tmp_path / folder, "--seeds", 1, *QUICK, *options]
-        run(monkeypatch, "train", *arguments)
-        return json.loads((tmp_path / folder / "metrics.json").read_text())["seeds"]
+def test_options_reach_the_model_and_the_loss(monkeypatch, tmp_path, mmsa):
+    script = load("train", monkeypatch)
+    options = ["--activation", "tanh", "--kernel-size", 3, "--fusion", "mean", "--n-moments", 4]
+    options += ["--alpha", 0.3, "--without", "con", "dp", "--values", "-3", "0", "3"]
+    call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK, *options)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model"]["activation"] == "tanh"
+    assert config["model"]["kernel_size"] == 3
+    assert config["model"]["fusion"] == "mean"
+    assert config["model"]["num_classes"] == 3
+    assert config["loss"]["n_moments"] == 4
+    assert config["loss"]["alpha"] == 0.3
+    assert config["loss"]["without"] == ["con", "dp"]
+    assert config["task"]["values"] == [-3, 0, 3]
+    first = json.loads((tmp_path / "metrics.json").read_text())["history"][0]["train"]
+    assert first["con"] == first["dp"] == 0 < first["dc"]
 
-    first = metrics("first", "--modality-dropout", "0")
-    assert first == metrics("second")
-    assert first != metrics("third", "--without", "con", "dp", "--layers", "0")
-    assert first != metrics("fourth", "--modality-dropout", "0.3")
+
+def test_a_run_can_be_repeated_and_options_change_it(monkeypatch, tmp_path, mmsa, saved):
+    def metrics(folder, *options):
+        run(monkeypatch, "train", "--data", mmsa, "--out", tmp_path / folder, *QUICK, *options)
+        return json.loads((tmp_path / folder / "metrics.json").read_text())
+
+    first = json.loads((saved / "metrics.json").read_text())
+    assert first == metrics("same", "--modality-dropout", "0")
+    for number, options in enumerate(
+        (["--seed", 1], ["--modality-dropout", 0.3], ["--accumulate", 2], ["--precision", "bf16"])
+    ):
+        assert first != metrics(str(number), *options)
+
+
+def test_accumulated_batches_are_one_step(monkeypatch, tmp_path, mmsa):
+    """Two batches of 24 without dropout make the step of one batch of 48."""
+    weights = []
+    options = ["--dropout", 0, "--input-dropout", 0, "--epochs", 1, "--fusion", "mean"]
+    # Terms that are no means over samples would differ.
+    options += ["--without", "con", "--width", 8, "--heads", 2]
+    for batch, accumulate in ((48, 1), (24, 2)):
+        folder = tmp_path / str(batch)
+        sizes = ["--batch-size", batch, "--accumulate", accumulate]
+        run(monkeypatch, "train", "--data", mmsa, "--out", folder, *options, *sizes)
+        weights.append(load_file(folder / "model.safetensors"))
+    for name, x in weights[0].items():
+        torch.testing.assert_close(x, weights[1][name], rtol=1e-3, atol=1e-5)
 
 
 def test_early_stopping_is_on_the_validation_split(monkeypatch, tmp_path, mmsa):
-    run(monkeypatch, "train", "--data", mmsa, "--out", tmp_path, "--seeds", 1,
+    run(monkeypatch, "train", "--data", mmsa, "--out", tmp_path,
         "--width", 8, "--heads", 2, "--epochs", 30, "--patience", 2, "--lr", 1e-9)  # fmt: skip
-    rows = list(csv.DictReader((tmp_path / "epochs.csv").read_text().splitlines()))
-    maes = [float(row["mae"]) for row in rows]
-    assert len(rows) < 30
-    assert len(rows) - 1 - int(np.argmin(maes)) == 2
+    history = json.loads((tmp_path / "metrics.json").read_text())["history"]
+    maes = [row["valid"]["mae"] for row in history]
+    assert len(history) < 30
+    assert len(history) - 1 - int(np.argmin(maes)) == 2
 
 
-@pytest.fixture
-def interruptible():
-    """Let child processes be interrupted, also where the tests are a job in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+def in_process(monkeypatch, script, trained):
+    """Let the seeds be trained in this process, and note them."""
+
+    def train(folder, data, options):
+        trained.append(folder.name)
+        again = [] if "--overwrite" in options else ["--resume"]
+        run(monkeypatch, "train", "--out", folder, "--data", data, *options, *again)
+
+    monkeypatch.setattr(script, "train", train)
+    monkeypatch.setattr(script, "bootstrap_interval", lambda *args, metric: (0.5, math.nan))
 
 
-@pytest.mark.usefixtures("interruptible")
-def test_an_interrupt_keeps_what_there_is(tmp_path):
-    command = [sys.executable, "-u", str(EXAMPLES / "train.py"), "--out", str(tmp_path)]
-    options = ["--width", "8", "--heads", "2", "--epochs", "10000", "--patience", "10000"]
-    environment = os.environ | {"COLUMNS": "200"}
-    with subprocess.Popen(
-        [*command, *options], stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        for line in process.stdout:
-            if "epoch  1" in line:
-                process.send_signal(signal.SIGINT)
-                break
-        rest = process.stdout.read()
-    assert process.returncode == 0
-    assert "Stopped" in rest
+def test_seeds_are_summed_up(monkeypatch, tmp_path, mmsa, capsys):
+    script, trained = load("experiments/seeds", monkeypatch), []
+    in_process(monkeypatch, script, trained)
+    call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, "--seeds", 2, *QUICK)
+    assert trained == ["seed-0", "seed-1"]
+    assert visible(tmp_path) == {"seed-0", "seed-1", "epochs.csv", "metrics.json", "training.png"}
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
     summary = json.loads((tmp_path / "metrics.json").read_text())
-    assert summary["interrupted"]
-    assert len(summary["seeds"]) == 1
-    assert summary["test"]["mae"]["sd"] is None
-    assert (tmp_path / "model.safetensors").exists()
+    seeds = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in trained]
+    for split in ("test", "valid", "weights"):
+        for name, entry in summary[split].items():
+            values = [seed[split][name] for seed in seeds]
+            assert entry["mean"] == pytest.approx(np.mean(values))
+            assert entry["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert seeds[0]["test"] != seeds[1]["test"]
+    best = min(seeds, key=lambda seed: seed["valid"]["mae"])
+    assert summary["interval"]["seed"] == seeds.index(best)
+    assert summary["interval"]["test"]["mae"] == [0.5, None]
+
+    rows = list(csv.DictReader((tmp_path / "epochs.csv").read_text().splitlines()))
+    assert [(row["seed"], row["epoch"]) for row in rows] == [
+        ("0", "0"), ("0", "1"), ("1", "0"), ("1", "1"),
+    ]  # fmt: skip
+    last = seeds[1]["history"][1]
+    assert float(rows[3]["mae"]) == last["valid"]["mae"]
+    assert float(rows[3]["task"]) == last["train"]["task"]
+    assert float(rows[3]["weight_text"]) == last["weights"]["text"]
+
+    # Each modality is left out of the test split, as predict.py leaves it out.
+    assert "no audio" in capsys.readouterr().out
+    assert summary["missing"].keys() == MODEL["dims"].keys()
+    for modality, metrics in summary["missing"].items():
+        values = [seed["missing"][modality]["mae"] for seed in summary["seeds"]]
+        assert metrics["mae"]["mean"] == pytest.approx(np.mean(values))
+        out = tmp_path / f"{modality}.csv"
+        run(monkeypatch, "predict", tmp_path / "seed-1", "--data", mmsa, "--out", out,
+            "--drop", modality)  # fmt: skip
+        assert f"mae {values[1]:.4f}" in capsys.readouterr().out
+        rows = list(csv.DictReader(out.read_text().splitlines()))
+        weights = {b: {float(row[b]) for row in rows} for b in MODEL["dims"]}
+        assert {branch for branch, found in weights.items() if found == {0.0}} == {modality}
+
+    # The same command trains nothing again, and gives the same.
+    before = (tmp_path / "metrics.json").read_bytes()
+    call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, "--seeds", 2, *QUICK)
+    assert capsys.readouterr().out.count("is finished") == 2
+    assert (tmp_path / "metrics.json").read_bytes() == before
+
+
+def test_an_undefined_metric_loses_no_run(monkeypatch, tmp_path, mmsa, capsys):
+    path = rewrite(mmsa, tmp_path, test=np.full(24, np.nan, dtype=np.float32))
+    script = load("experiments/seeds", monkeypatch)
+    in_process(monkeypatch, script, [])
+    for _ in range(2):  # and again from what is there
+        arguments = ["--data", path, "--out", tmp_path / "run", "--seeds", 2, *QUICK]
+        call(monkeypatch, script, *arguments)
+        summary = json.loads((tmp_path / "run" / "metrics.json").read_text())
+        assert summary["test"]["mae"] == {"mean": None, "sd": None}
+        assert summary["valid"]["mae"]["sd"] > 0
+        assert "nan" in capsys.readouterr().out
+
+
+def test_one_seed_has_no_deviation(monkeypatch):
+    script = load("experiments/seeds", monkeypatch)
+    summary = script.over_seeds([{"mae": 0.5}])
+    assert summary["mae"]["mean"] == 0.5
+    assert math.isnan(summary["mae"]["sd"])
+
+
+@pytest.mark.parametrize("again", ["--resume", "--overwrite"])
+def test_a_seed_that_fails_ends_the_experiment(monkeypatch, tmp_path, again):
+    script, commands = load("experiments/seeds", monkeypatch), []
+
+    def fail(command, check):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(script.subprocess, "run", fail)
+    options = [again] if again == "--overwrite" else []
+    with pytest.raises(SystemExit) as caught:
+        call(monkeypatch, script, "--out", tmp_path, "--width", 9, *options)
+    assert caught.value.code == 3
+    assert len(commands) == 1
+    assert commands[0][:2] == [sys.executable, str(EXAMPLES / "train.py")]
+    assert sorted(commands[0][2:]) == sorted(
+        ["--out", str(tmp_path / "seed-0"), "--seed", "0", "--width", "9", again]
+    )
 
 
 def test_the_truth_script_prints_its_three_tables(monkeypatch, capsys):
-    module = load("synthetic_truth")
+    module = load("synthetic_truth", monkeypatch)
     monkeypatch.setattr(module, "SIZES", {"train": 100, "test": 50})
     monkeypatch.setattr(sys, "argv", ["synthetic_truth", "--epochs", "1", "--seeds", "1"])
     module.main()
@@ -409,8 +626,8 @@ def test_the_truth_script_prints_its_three_tables(monkeypatch, capsys):
     assert "without con, cp" in printed
 
 
-def test_the_probe_finds_what_stands_out():
-    module = load("synthetic_truth")
+def test_the_probe_finds_what_stands_out(monkeypatch):
+    module = load("synthetic_truth", monkeypatch)
     generator = torch.Generator().manual_seed(0)
     factor, other = torch.randn(2, 400, 1, generator=generator)
     features = torch.cat([factor, 0.1 * other], 1)

@@ -63,10 +63,9 @@ def load_run(folder: Path) -> tuple[TDMER, Sentiment]:
         config = json.loads(content)
         task = Sentiment(**config["task"])
         wanted = outline(config["model"], most=2 * len(found)).state_dict()
-        if config["model"]["num_classes"] != len(task.values):
-            raise ValueError(
-                f"{len(task.values)} values for {config['model']['num_classes']} classes"
-            )
+        classes = config["model"]["num_classes"]
+        if classes != task.num_classes:
+            raise ValueError(f"{task.num_classes} values for {classes} classes")
     except Exception as error:
         # Whatever a damaged file makes of these lines, it is the file that is to be named.
         raise ValueError(f"{settings} must be one that train.py wrote, got {error!r}") from None

@@ -25,7 +25,7 @@ def load_splits(path: Path | None, task: Sentiment) -> dict[str, MultimodalDatas
     splits = open_store(path) if path.is_dir() else load_mmsa(path)
     for split, data in splits.items():
         try:
-            task(torch.zeros(len(data), len(task.values)), data.labels)
+            task(torch.zeros(len(data), task.num_classes), data.labels)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{path}, {split}: {error}") from None
     return splits

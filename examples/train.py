@@ -101,7 +101,7 @@ def train(args: argparse.Namespace) -> None:
 
     places = ("data", "out", "resume", "overwrite")
     options = {name: value for name, value in vars(args).items() if name not in places}
-    sizes = {"dims": data["train"].dims, "num_classes": len(args.values)}
+    sizes = {"dims": data["train"].dims, "num_classes": task.num_classes}
     where = {"device": accelerator.device.type, "processes": accelerator.num_processes}
     config: dict[str, Any] = {
         "data": fingerprint(args.data),
@@ -112,14 +112,16 @@ def train(args: argparse.Namespace) -> None:
         "versions": {p.__name__: p.__version__ for p in (tdmer, torch, np, accelerate)},
     }
     set_seed(args.seed)
-    network, objective = TDMER(**config["model"]), TDMERLoss(task, **config["loss"])
+    network = TDMER(**config["model"])
+    # The terms of several processes are those of the whole batch.
+    group = torch.distributed.group.WORLD if accelerator.num_processes > 1 else None
+    objective = TDMERLoss(task, **config["loss"], group=group).to(accelerator.device)
     unusable = network.fit_normalization(DataLoader(data["train"], 128, collate_fn=collate))
     optimizer = torch.optim.AdamW(network.parameters(), args.lr, weight_decay=args.weight_decay)
     steps = args.epochs * math.ceil(len(loader) / args.accumulate)
     scheduler = OneCycleLR(optimizer, args.lr, total_steps=steps, pct_start=0.1)
     parts: dict[str, Any] = {"model": network, "optimizer": optimizer, "scheduler": scheduler}
     model, optimizer, scheduler, loader = accelerator.prepare(*parts.values(), loader)
-    objective.to(accelerator.device)
 
     run = RunFolder(args.out, config, resume=args.resume, overwrite=args.overwrite)
     if run.finished:

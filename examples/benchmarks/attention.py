@@ -29,11 +29,11 @@ def modules() -> tuple[CrossAttention, nn.MultiheadAttention, nn.Module]:
     path = "subNets.transformers_encoder.multihead_attention"
     mmsas = from_mmsa(path, "MultiheadAttention")(WIDTH, HEADS)
     with torch.no_grad():
-        key_value = ours.key_value["source"]
+        parts = [part["source"] for part in (ours.query, ours.key, ours.value)]
         for theirs in (torchs, mmsas):
-            theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, key_value.weight]))
-            theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, key_value.bias]))
-            theirs.out_proj.load_state_dict(ours.out.state_dict())
+            theirs.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+            theirs.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
+            theirs.out_proj.load_state_dict(ours.out["source"].state_dict())
     return ours, torchs, mmsas
 
 

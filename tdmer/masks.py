@@ -114,7 +114,12 @@ def unless_full(mask: Bool[Tensor, "*n"] | None) -> Tensor | None:
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether a compiler, an exporter, a functional transform or a subclass sees the operations."""
+    """Whether a compiler, an exporter, a functional transform or a subclass sees the operations.
+
+    Example:
+        >>> is_traced(torch.ones(1)), bool(torch.vmap(lambda x: x + is_traced(x))(torch.zeros(1)))
+        (False, True)
+    """
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
@@ -127,5 +132,9 @@ def is_readable(x: Tensor) -> bool:
     """Whether the values may decide what is done: on a CPU, where nothing is traced.
 
     Elsewhere a look at them would make a GPU wait, break a graph or be frozen into it.
+
+    Example:
+        >>> is_readable(torch.ones(1)), is_readable(torch.ones(1, device="meta"))
+        (True, False)
     """
     return x.device.type == "cpu" and not is_traced(x)

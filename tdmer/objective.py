@@ -29,6 +29,11 @@ class Task(Protocol):
     """What the objective asks of a task. Those of :mod:`tdmer.tasks` have it, and so may yours.
 
     It is called once for the prediction and once for every branch, each time with the whole batch.
+
+    Example:
+        >>> from tdmer.tasks import Classification
+        >>> isinstance(Classification(2), Task)
+        True
     """
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:

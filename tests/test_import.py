@@ -19,7 +19,8 @@ FLOORS = (
     "masks",
     "losses layers fusion metrics data",
     "tasks model",
-    "objective viz",
+    "objective",
+    "viz",
 )
 
 

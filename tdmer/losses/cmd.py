@@ -289,7 +289,7 @@ def pairwise_cmd_loss(
     if not by_key:
         raise ValueError("samples must hold at least one sample, got none")
     left_out = masks is not None and len(mask_of) < len(by_key)
-    if mask_of.keys() - by_key.keys() or (left_out and not isinstance(masks, Mapping)):
+    if set(mask_of) - set(by_key) or (left_out and not isinstance(masks, Mapping)):
         raise ValueError(f"masks must be of samples {list(by_key)}, got of {list(mask_of)}")
     parts: list[_Sample] = []
     for key, x in by_key.items():

@@ -117,6 +117,19 @@ class TestObjective:
         expected = sum(cmd_loss(pooled[p], pooled[q], span=span) for p, q in combinations(DIMS, 2))
         torch.testing.assert_close(TDMERLoss(Sentiment())(out, labels).con, expected)
 
+    def test_a_branch_counts_where_a_sample_has_it_and_a_label(self):
+        inputs, masks, labels = make_batch()
+        masks["audio"][1] = False
+        labels[3] = NAN
+        out = make_model().eval()(inputs, masks)
+        task, expected = Sentiment(), 0.0
+        for name, logits in out.branch_logits.items():
+            rows = [0, 2] if name == "audio" else [0, 1, 2]
+            tcp = task.true_class_probability(logits[rows], labels[rows])
+            expected += task(logits[rows], labels[rows]).mean()
+            expected += F.mse_loss(out.weights[name][rows], tcp)
+        torch.testing.assert_close(TDMERLoss(task)(out, labels).f, expected)
+
     def test_a_task_sees_the_whole_batch_of_every_branch(self):
         class Balanced(Classification):
             """Cross-entropy in which every class of the batch weighs the same."""

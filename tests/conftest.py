@@ -2,10 +2,20 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from jaxtyping import config
 
 # The tensors are small: a second thread only waits for the first.
 torch.set_num_threads(1)
+
+# The same examples in every run, and no word on how fast the machine is.
+settings.register_profile(
+    "repeatable",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture

@@ -155,13 +155,12 @@ def train(args: argparse.Namespace) -> None:
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
-            # Terms are means over samples; the number of samples comes last.
+            # Terms are means over samples, of all processes; the number of samples comes last.
             sums += len(batch.labels) * torch.stack([*terms, torch.ones_like(terms.total)]).detach()
-        *sums, samples = accelerator.reduce(sums).tolist()
+        *sums, samples = sums.tolist()
         losses = {name: x / samples for name, x in zip(LossTerms._fields, sums, strict=True)}
-        weights_finite = all(x.isfinite().all() for x in network.parameters())
-        if not (math.isfinite(losses["total"]) and weights_finite):
-            raise ValueError(f"loss or weights are not finite in epoch {epoch}: try a smaller --lr")
+        if not math.isfinite(losses["total"]):
+            raise ValueError(f"the loss is {losses['total']} in epoch {epoch}: try a smaller --lr")
         valid, weights = evaluate(network, task, data["valid"], accelerator)
         history.append({"epoch": epoch, "train": losses, "valid": valid, "weights": weights})
         if not best or valid["mae"] < best["valid"]["mae"]:
@@ -190,6 +189,8 @@ def evaluate(
         columns = [batch.labels, task.predict(output.logits), *output.weights.values()]
         rows.append(accelerator.gather_for_metrics(torch.stack(columns, dim=1)).cpu())
     labels, predictions, *weights = torch.cat(rows).unbind(1)
+    if not predictions.isfinite().all():
+        raise ValueError("a prediction is NaN or infinite: try a smaller --lr")
     means = {branch: x.mean().item() for branch, x in zip(output.weights, weights, strict=True)}
     return sentiment_metrics(predictions, labels), means
 

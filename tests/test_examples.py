@@ -390,13 +390,19 @@ def test_without_labels_there_are_predictions_and_no_metrics(
         (["--alpha", "-1"], "alpha"),
         (["--out", __file__], "exists"),
         (["--values", "0"], "two or more"),
-        (["--lr", "9e5"], "loss or weights are not finite in epoch 0: try a smaller --lr"),
-        (["--lr", "9e5", "--epochs", "6"], "not finite in epoch 0: try a smaller --lr"),
+        (["--lr", "9e5"], "the loss is nan in epoch 0: try a smaller --lr"),
     ],
 )
 def test_train_names_what_is_wrong(monkeypatch, tmp_path, mmsa, options, reason):
     arguments = ["--data", mmsa, "--out", tmp_path / "run", *QUICK, *options]
     assert reason in refusal(monkeypatch, "train", *arguments)
+
+
+def test_predictions_that_are_no_numbers_end_a_run(monkeypatch, tmp_path, mmsa):
+    script = load("train", monkeypatch)
+    monkeypatch.setattr(script.Sentiment, "predict", lambda task, logits: logits[:, 0] * math.nan)
+    with pytest.raises(SystemExit, match="a prediction is NaN or infinite: try a smaller --lr"):
+        call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK, "--l1-weight", 0)
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])

@@ -1,6 +1,7 @@
 """A run of the example that is cut short at any moment ends as if it had not been."""
 
 import errno
+import io
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import filelock
@@ -286,7 +288,10 @@ class Gadget:
 
 
 def flip(content):
-    place = len(content) // 2
+    """Change one bit of the largest part; between the parts it would change nothing."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        largest = max(archive.infolist(), key=lambda part: part.file_size)
+        place = content.index(archive.read(largest)) + largest.file_size // 2
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 

@@ -12,16 +12,15 @@ Options that are not its own are those of examples/train.py. Exits with 1 where 
 """
 
 import argparse
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import torch
 
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -35,7 +34,7 @@ def start(folder: Path, options: list[str], processes: int) -> subprocess.Popen[
         torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command += ["-m", *torchrun]
     command += [str(TRAIN), "--out", str(folder), "--resume", *options]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
 def kill(process: subprocess.Popen[bytes], folder: Path, after: float, writing: bool) -> bool:
@@ -46,7 +45,9 @@ def kill(process: subprocess.Popen[bytes], folder: Path, after: float, writing: 
         while writing and process.poll() is None and not list(folder.glob("*.tmp")):
             time.sleep(0.0005)
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # its workers, too
+            launcher = psutil.Process(process.pid)
+            for part in [launcher, *launcher.children(recursive=True)]:
+                part.kill()
     return process.wait() != 0
 
 

@@ -435,7 +435,8 @@ def test_a_modality_that_no_training_sample_has_is_refused(monkeypatch, tmp_path
     data = MultimodalDataset(inputs, torch.zeros(3))
     write_store(tmp_path / "store", dict.fromkeys(("train", "valid", "test"), data))
     out = tmp_path / "run"
-    refusal(monkeypatch, "train", "--data", tmp_path / "store", "--out", out, *QUICK)
+    message = refusal(monkeypatch, "train", "--data", tmp_path / "store", "--out", out, *QUICK)
+    assert "'audio'" in message
     assert not out.exists()
 
 

@@ -167,6 +167,13 @@ def test_the_test_split_is_read_once_with_the_best_epoch(monkeypatch, tmp_path, 
     assert torch.equal(saved["classifier.0.weight"], read[0][1])
 
 
+def test_of_equal_epochs_the_first_is_kept(monkeypatch, tmp_path, mmsa):
+    script = load("train", monkeypatch)
+    monkeypatch.setattr(script, "evaluate", lambda *_: (dict.fromkeys(METRICS, 1.0), {}))
+    call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK)
+    assert json.loads((tmp_path / "metrics.json").read_text())["epoch"] == 0
+
+
 def test_what_is_undefined_is_null(monkeypatch, tmp_path, mmsa):
     path = rewrite(mmsa, tmp_path, test=np.zeros(24, dtype=np.float32))
     run(monkeypatch, "train", "--data", path, "--out", tmp_path / "run", *QUICK)

@@ -520,6 +520,14 @@ def test_accumulated_batches_are_one_step(monkeypatch, tmp_path, mmsa):
         torch.testing.assert_close(x, weights[1][name], rtol=1e-3, atol=1e-5)
 
 
+def test_gradients_are_clipped(monkeypatch, tmp_path, mmsa):
+    """To a norm of 0, so that nothing is learnt."""
+    options = ["--clip", 0, "--weight-decay", 0]
+    run(monkeypatch, "train", "--data", mmsa, "--out", tmp_path, *QUICK, *options)
+    first, second = json.loads((tmp_path / "metrics.json").read_text())["history"]
+    assert first["valid"] == second["valid"]
+
+
 def test_early_stopping_is_on_the_validation_split(monkeypatch, tmp_path, mmsa):
     run(monkeypatch, "train", "--data", mmsa, "--out", tmp_path,
         "--width", 8, "--heads", 2, "--epochs", 30, "--patience", 2, "--lr", 1e-9)  # fmt: skip

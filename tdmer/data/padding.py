@@ -18,8 +18,8 @@ _CLEAR = 2
 class Spans(NamedTuple):
     """The real steps of every sample, from ``start`` up to, not including, ``stop``."""
 
-    start: Int[NDArray[Any], " n"]
-    stop: Int[NDArray[Any], " n"]
+    start: Int[np.ndarray, " n"]
+    stop: Int[np.ndarray, " n"]
 
 
 def sample_name(number: int, ids: Sequence[str]) -> str:
@@ -27,7 +27,7 @@ def sample_name(number: int, ids: Sequence[str]) -> str:
     return f"sample {number} ({ids[number]!r})"
 
 
-def find_extent(x: Shaped[NDArray[Any], "n t f"]) -> Spans:
+def find_extent(x: Shaped[np.ndarray, "n t f"]) -> Spans:
     """Return where the steps of every sample that are not all zero begin and end.
 
     NaN and ±inf are no zeros. A sample of zeros only has no step: its start is ``t``, its stop 0.
@@ -85,7 +85,7 @@ def spans_from_zeros(
 
 
 def spans_from_lengths(
-    name: str, lengths: Integer[NDArray[Any], " n"], extent: Spans, steps: int, ids: Sequence[str]
+    name: str, lengths: Integer[np.ndarray, " n"], extent: Spans, steps: int, ids: Sequence[str]
 ) -> Spans:
     """Return the spans of declared lengths, on the side where nothing but zeros lies outside.
 
@@ -120,7 +120,7 @@ def spans_from_lengths(
     )
 
 
-def spans_from_mask(name: str, mask: Bool[NDArray[Any], "n t"], ids: Sequence[str]) -> Spans:
+def spans_from_mask(name: str, mask: Bool[np.ndarray, "n t"], ids: Sequence[str]) -> Spans:
     """Return the spans of masks, True where a step is real.
 
     Raises:
@@ -157,7 +157,7 @@ def spans_from_alignment(spans: Spans, extent: Spans) -> Spans | None:
     return Spans(spans.start, np.where(extent.stop > 0, spans.stop, spans.start))
 
 
-def cut(x: Shaped[NDArray[Any], "n t f"], spans: Spans) -> list[Shaped[NDArray[Any], "_ f"]]:
+def cut(x: Shaped[np.ndarray, "n t f"], spans: Spans) -> list[Shaped[np.ndarray, "_ f"]]:
     """Return the real steps of every sample as views of the array."""
     bounds = zip(x, spans.start.tolist(), spans.stop.tolist(), strict=True)
     return [sample[start:stop] for sample, start, stop in bounds]

@@ -101,7 +101,7 @@ def check_options(label_range: Any, store: str | os.PathLike[str] | None) -> Non
         raise ValueError(f"label_range must be two numbers, the lower first, got {label_range!r}")
 
 
-def read_padded(name: str, x: Any, count: int) -> Float[NDArray[Any], "n t f"]:
+def read_padded(name: str, x: Any, count: int) -> Float[np.ndarray, "n t f"]:
     """Return a padded array of features, floating point."""
     if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiu" or x.ndim != 3:
         raise ValueError(
@@ -150,7 +150,7 @@ def as_floating(name: str, x: NDArray[Any]) -> NDArray[Any]:
     return x.astype(np.float32)
 
 
-def read_mask(name: str, mask: Any, shape: tuple[int, ...]) -> Bool[NDArray[Any], "n t"]:
+def read_mask(name: str, mask: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "n t"]:
     """Return a mask of bools, or of the numbers 0 and 1, as bools."""
     if not isinstance(mask, np.ndarray) or mask.dtype.kind not in "bfiu" or mask.shape != shape:
         raise ValueError(

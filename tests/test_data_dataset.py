@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from tdmer import TDMER, Sentiment, TDMERLoss
 from tdmer.data import Batch, MultimodalDataset, Sample, collate, describe
@@ -56,6 +56,22 @@ def test_iteration_ends_and_negative_indices_count_from_the_end():
         with pytest.raises(IndexError, match=rf"index must be in \[-3, 3\), got {index}"):
             data[index]
     assert [sample.id for sample in data] == data.ids
+
+
+@pytest.mark.parametrize("index", [np.int64(-1), torch.tensor(2), np.array(2, np.uint8)])
+def test_any_whole_number_is_an_index(index):
+    assert dataset()[index].id == "three"
+
+
+@pytest.mark.parametrize(
+    "index", [slice(1, 3), [0, 1], (0, 1), "one", None, 1.0, torch.tensor([0, 1]), np.ones(3) > 0]
+)
+@pytest.mark.usefixtures("unchecked")
+def test_other_indices_name_what_takes_them(index):
+    with pytest.raises(TypeError, match=r"index must be a whole number, got .* Subset\(data, "):
+        dataset()[index]
+    chosen = Subset(dataset(), range(1, 3))
+    assert collate([chosen[0], chosen[1]]).ids == ["two", "three"]
 
 
 def test_ids_are_running_numbers_by_default():

@@ -1,6 +1,7 @@
 """A ragged multimodal data set and the collate that pads one batch at a time."""
 
 import hashlib
+import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -151,6 +152,13 @@ class MultimodalDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         """Return one sample; negative indices count from the end."""
+        try:
+            index = operator.index(index)
+        except TypeError:
+            raise TypeError(
+                f"index must be a whole number, got {index!r:.100}: torch.utils.data.Subset takes "
+                "several, as in Subset(data, range(2, 5))"
+            ) from None
         if not -len(self) <= index < len(self):
             raise IndexError(f"index must be in [-{len(self)}, {len(self)}), got {index}")
         index %= len(self)

@@ -99,6 +99,12 @@ def cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
 
+def flip_last(store: Path) -> None:
+    path = store / "train.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
 class Gadget:
     def __reduce__(self) -> tuple[Any, ...]:
         return eval, ("1",)
@@ -159,6 +165,11 @@ FILES = [
     ("a store that is there", lambda folder: write_store(folder, {})),
     ("a store without an index", stored(lambda path: (path / "store.json").unlink())),
     ("a store cut short", stored(lambda path: cut(path / "train.safetensors", 300))),
+    ("a store with a damaged step", lambda folder: stored(flip_last)(folder)["train"][1]),
+    (
+        "a store with a long name of a split",
+        lambda folder: write_store(folder / "s", {"a" * 99: []}),
+    ),
     (
         "a store of rubbish",
         stored(lambda path: (path / "train.safetensors").write_bytes(b"x" * 99)),
@@ -226,10 +237,14 @@ CONTENT = [
         made(lambda: from_sequences({"text": [np.ones(3), np.ones(3)]}, [0.0, 1.0])),
     ),
     (
-        "a data set of whole numbers",
-        made(lambda: MultimodalDataset({"text": np.ones((2, 4, 3), int)}, [0.0, 1.0])),
+        "a data set of words",
+        made(lambda: MultimodalDataset({"text": np.full((2, 4, 3), "a")}, [0.0, 1.0])),
     ),
     ("a data set of no sample", made(lambda: MultimodalDataset({"text": []}, []))),
+    (
+        "a slice of a data set",
+        made(lambda: MultimodalDataset({"text": ONES}, [0.0, 1.0])[0:1]),
+    ),
 ]
 TENSORS = [
     ("another width", forward(text=torch.ones(2, 4, 5))),

@@ -52,13 +52,13 @@ def test_reads_the_layout(tmp_path, side, dump):
     splits = load(tmp_path, {"test": make_split(side), "train": make_split(side)}, dump)
     assert list(splits) == ["train", "test"]
     for data in splits.values():
-        assert data.dims == WIDTHS
+        assert list(data.dims) == ["text", "audio", "video"]
         assert data.ids == ["v_1 0.5 1.5", "v_1 1.5 2", "w 0 9"]
         assert data.labels.dtype == torch.float32
         torch.testing.assert_close(data.labels, torch.tensor([0.6, -1.0, 3.0]))
         for number, sample in enumerate(data):
-            for name in WIDTHS:
-                np.testing.assert_array_equal(sample.inputs[name], sequence(name, number))
+            for name, key in zip(("text", "audio", "video"), WIDTHS, strict=True):
+                np.testing.assert_array_equal(sample.inputs[name], sequence(key, number))
 
 
 def test_zeros_within_and_at_the_end_are_kept_and_infinities_too(tmp_path):
@@ -151,7 +151,11 @@ BAD = [
         lambda content: [1],
         r"pkl must be a dict of \['train', 'valid', 'test'\], got list",
     ),
-    ("no split", lambda content: {}, r"pkl must have at least one split of .* got none"),
+    (
+        "no split",
+        lambda content: {},
+        r"pkl must be a dict of \['train', 'valid', 'test'\], got dict",
+    ),
     (
         "unknown split",
         lambda content: content | {"dev": {}},
@@ -162,57 +166,100 @@ BAD = [
     (
         "no modality",
         lambda c: {"valid": {"labels": np.ones(1)}},
-        HERE + " must have at least one of",
+        r"pkl\['valid'\]: inputs must hold at least one modality, got none",
     ),
-    ("splits differ", take("text"), r"same modalities.* in 'train' and \{'audio': 2, 'vision': 1"),
-    ("labels are a text", put(labels="abc"), r"\['labels'\] must be .* numbers, got str"),
+    (
+        "splits differ",
+        take("text"),
+        r"pkl must have the same .*got \{'text': 3, 'audio': 2, 'video",
+    ),
+    (
+        "labels are a text",
+        put(labels="abc"),
+        r"pkl\['valid'\]\['labels'\] must have shape .*got \(\)",
+    ),
     (
         "labels are bools",
         put(labels=np.ones((3, 1, 1), bool)),
-        r"\['labels'\] .* got bool of shape",
+        r"pkl\['valid'\]: labels must be numbers of .*got bool of shape \(3,\)",
     ),
-    ("labels are one number", put(labels=np.float64(1.0)), r"\['labels'\] must .* got float64"),
-    ("a scalar array", put(labels=np.array(1.0)), r"\['labels'\] must hold at least .* shape \(\)"),
-    ("no label", put(labels=np.ones((0, 1, 1))), r"at least one label, got shape \(0, 1, 1\)"),
+    (
+        "labels are one number",
+        put(labels=np.float64(1.0)),
+        r"pkl\['valid'\]\['labels'\] must have shape .*got \(\)",
+    ),
+    (
+        "a scalar array",
+        put(labels=np.array(1.0)),
+        r"pkl\['valid'\]\['labels'\] must have shape .*got \(\)",
+    ),
+    (
+        "no label",
+        put(labels=np.ones((0, 1, 1))),
+        r"pkl\['valid'\]: labels must be numbers of .*got float64 of shape \(0,\)",
+    ),
     (
         "labels of three",
         put(labels=np.ones((3, 4, 3))),
         r"\(n, 1, 1\) or \(n, k, 2\), got \(3, 4, 3",
     ),
-    ("no states", put(labels=STATES), r"one 1 and one 0, got \[1, 1\] in sample 1 \('v_1 1.5 2'\)"),
-    ("even states", put(labels=STATES * 0 + 0.5), r"one 1 and one 0, got \[0.5, 0.5\] in sample 0"),
-    ("half states", put(labels=STATES / 2), r"one 1 and one 0, got \[0.5, 0.0\] in sample 0"),
+    (
+        "no states",
+        put(labels=STATES),
+        r"pkl\['valid'\]\['labels'\] must be pairs of one 1 and one 0, got others",
+    ),
+    (
+        "even states",
+        put(labels=STATES * 0 + 0.5),
+        r"pkl\['valid'\]\['labels'\] must be pairs of one 1 and one 0, got others",
+    ),
+    (
+        "half states",
+        put(labels=STATES / 2),
+        r"pkl\['valid'\]\['labels'\] must be pairs of one 1 and one 0, got others",
+    ),
     ("label out of range", put(labels=np.array([0, 0, 3.5])), r"got 3.5 in sample 2 \('w 0 9'\)"),
     (
         "label infinite",
         put(labels=np.array([0, -np.inf, 0])),
-        r"got -inf in sample 1 \('v_1 1.5 2'\)",
+        r"pkl\['valid'\]: labels must be finite or NaN, got inf in sample 1",
     ),
-    ("too few ids", put(id=["a"]), r"\['id'\] must be one per label, 3, got 1"),
-    ("no ids", put(id=np.ones((0, 3))), r"\['id'\] must be a list or array of names, got float64"),
-    ("ids are a number", put(id=7), r"\['id'\] must be a list or array of names, got int"),
+    ("too few ids", put(id=["a"]), r"pkl\['valid'\]: ids must be one per label, 3, got 1"),
+    ("no ids", put(id=np.ones((0, 3))), r"pkl\['valid'\]: ids must be one per label, 3, got 0"),
     (
-        "ids of rank 3",
-        put(id=np.ones((3, 1, 1))),
-        r"array of names, got float64 of shape \(3, 1, 1",
+        "ids are a number",
+        put(id=7),
+        r"pkl\['valid'\]: ids must be a list or array of names, got int",
     ),
-    ("ids are None", put(id=np.array([[None]] * 3)), r"\['id'\]\[0\] must be a str.* got NoneType"),
-    ("a list for text", put(text=[[1.0]]), r"\['text'\] must be an array of numbers .* got list"),
+    (
+        "ids are None",
+        put(id=np.array([[None]] * 3)),
+        r"pkl\['valid'\]: ids\[0\] must be a str, bytes or int, got NoneType",
+    ),
+    (
+        "a list for text",
+        put(text=[[1.0]]),
+        r"pkl\['valid'\]\['text'\] must be numbers of .*got float64 of shape \(1, 1\)",
+    ),
     (
         "rank 2",
         put(audio=np.ones((3, 2))),
-        r"\['audio'\] must be .* shape \(3, t, f\), got float64",
+        r"pkl\['valid'\]\['audio'\] must be numbers of .*got float64 of shape \(3, 2\)",
     ),
     (
         "truncated",
         put(vision=np.ones((2, 3, 1))),
-        r"\['vision'\] must hold one .* got shape \(2, 3",
+        r"pkl\['valid'\]: inputs\['video'\] must hold one .*got 2",
     ),
-    ("empty", put(vision=np.ones((3, 0, 1))), r"t and f at least 1, got shape \(3, 0, 1\)"),
+    (
+        "empty",
+        put(vision=np.ones((3, 0, 1))),
+        r"pkl\['valid'\]\['vision'\] must be numbers of .*got float64 of shape \(3, 0, 1\)",
+    ),
     (
         "another width",
         put(vision=np.ones((3, 3, 2))),
-        r"'vision': 1.* in 'train' and .*'vision': 2",
+        r"pkl must have the same .*got \{'text': 3, 'audio': 2, 'video",
     ),
     (
         "labels of another form",
@@ -222,7 +269,7 @@ BAD = [
     (
         "a sample of zeros",
         put(**{name: make_split()[name] * [[[1.0]], [[0.0]], [[1.0]]] for name in STEPS}),
-        HERE + r" must have .* got none in sample 1 \('v_1 1.5 2'\); leave the sample out",
+        r"pkl\['valid'\]: inputs must have a step .*got none in sample 1 \('v_1 1\.5 2'\)",
     ),
 ]
 

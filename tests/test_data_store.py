@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,16 @@ from hypothesis.extra.numpy import arrays
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
-import tdmer.data.store
-from tdmer.data import MultimodalDataset, collate, describe, load_mmsa
-from tdmer.data.store import Columns, build, open_store, write_store
+from tdmer.data import MultimodalDataset, collate, describe, load_mmsa, open_store, write_store
+from tdmer.data.readers._columns import Columns
+from tdmer.data.readers._columns import build as build_columns
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data" / "mosi.pkl"
 WIDTHS = {"text": 4, "audio": 2}
+
+
+def build(splits, store=None):
+    return build_columns("file", splits, None, store)
 
 
 def columns(lengths=((3, 2), (0, 5), (1, 0)), dtype=np.float32, seed=0):
@@ -32,7 +37,11 @@ def columns(lengths=((3, 2), (0, 5), (1, 0)), dtype=np.float32, seed=0):
         for place, (name, width) in enumerate(WIDTHS.items())
     }
     ids = [f"{seed}/{number}" for number in range(len(lengths))]
-    return Columns(inputs, random.normal(size=len(lengths)), ids)
+    return Columns(f"split {seed}", inputs, random.normal(size=len(lengths)), ids)
+
+
+def dataset(source):
+    return MultimodalDataset(*source[1:])
 
 
 def make_store(folder):
@@ -71,7 +80,7 @@ def assert_equal(got, expected):
 
 @settings(deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=6),
+    st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3)), min_size=1, max_size=6),
     st.sampled_from(["<f2", "<f4", ">f4", "<f8"]),
     st.data(),
 )
@@ -90,15 +99,15 @@ def test_a_store_equals_memory_bit_by_bit(lengths, dtype, data):
     "labels", [[1, -100, 2], [[0, 1], [1, 1], [0, 0]], [[0.5], [np.nan], [-1.0]], [np.nan] * 3]
 )
 def test_labels_of_any_form(tmp_path, labels):
-    source = columns()._replace(labels=labels)
-    got = build({"all": source}, tmp_path / "store")["all"]
-    assert_equal(got, MultimodalDataset(*source))
+    data = dataset(columns()._replace(labels=labels))
+    write_store(tmp_path / "store", {"all": data})
+    assert_equal(open_store(tmp_path / "store")["all"], data)
 
 
 def test_tensors_are_taken(tmp_path):
     x = torch.tensor([[[0.5, -2.0]], [[1e30, 4.0]]])
     for number, dtype in enumerate((torch.bfloat16, torch.float64, torch.float32)):
-        source = Columns({"a": list(x.to(dtype).requires_grad_())}, [0.0, 1.0], ["a", "b"])
+        source = Columns("a", {"a": list(x.to(dtype).requires_grad_())}, [0.0, 1.0], ["a", "b"])
         got = build({"all": source}, tmp_path / str(number))
         assert_equal(got["all"], build({"all": source})["all"])
 
@@ -110,7 +119,7 @@ def test_order_names_and_odd_counts_are_kept(tmp_path):
     assert list(got) == ["valid", "train", "a test"]
     assert list(got["valid"].dims) == ["text", "audio"]
     for split, source in splits.items():
-        assert_equal(got[split], MultimodalDataset(*source))
+        assert_equal(got[split], dataset(source))
 
 
 def test_a_modality_that_no_sample_has(tmp_path):
@@ -134,7 +143,7 @@ def test_data_sets_can_be_written_from_memory_and_from_a_store(tmp_path):
 
 def test_overflow_is_counted_before_it_is_lost(tmp_path):
     x = np.array([[1e39, -1e300, np.inf, np.nan, 3.4028235e38]])
-    source = Columns({"a": [x, x[:0]], "b": [np.zeros_like(x), x]}, [0.0, 1.0], ["a", "b"])
+    source = Columns("a", {"a": [x, x[:0]], "b": [np.zeros_like(x), x]}, [0.0, 1.0], ["a", "b"])
     assert build({"all": source})["all"].overflows == {"a": 2, "b": 2}
     write_store(tmp_path / "one", build({"all": source}))
     write_store(tmp_path / "two", build({"all": source}, tmp_path / "three"))
@@ -157,16 +166,19 @@ def test_files_are_plain_safetensors_and_json(tmp_path):
     size = int.from_bytes(content[:8], "little")
     assert size % 8 == 0
     for name, entry in json.loads(content[8 : 8 + size]).items():
-        width = {"F32": 4, "I64": 8, "U8": 1}[entry["dtype"]] if "dtype" in entry else 1
+        width = {"F32": 4, "I64": 8, "U32": 4, "U8": 1}[entry["dtype"]] if "dtype" in entry else 1
         assert name == "__metadata__" or entry["data_offsets"][0] % width == 0
     tensors = load_file(tmp_path / "store" / "all.safetensors")
     assert tensors["text/offsets"].tolist() == [0, 3, 3, 4]
     assert tensors["text/steps"].shape == (4, 4)
     assert json.loads(tensors["ids"].numpy().tobytes()) == ["0/0", "0/1", "0/2"]
+    first = tensors["text/steps"][:3].numpy().tobytes()
+    assert tensors["text/checksums"][:2].tolist() == [zlib.crc32(first), 0]
+    checksum = zlib.crc32(content[: content.index(tensors["text/steps"].numpy().tobytes())])
     assert json.loads((tmp_path / "store" / "store.json").read_text()) == {
         "format": "tdmer store",
-        "version": 1,
-        "splits": ["all"],
+        "version": 2,
+        "splits": {"all": [content.index(tensors["text/steps"].numpy().tobytes()), checksum]},
     }
 
 
@@ -174,7 +186,7 @@ def test_the_default_dtype_of_pytorch_does_not_matter(tmp_path):
     data = build({"all": columns()}, tmp_path / "store")["all"]
     torch.set_default_dtype(torch.float64)
     try:
-        assert_equal(data, MultimodalDataset(*columns()))
+        assert_equal(data, dataset(columns()))
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -183,7 +195,7 @@ def test_samples_can_be_written_into(tmp_path):
     build({"all": columns()}, tmp_path / "store")
     data = open_store(tmp_path / "store")["all"]
     data[0].inputs["text"].zero_()
-    assert_equal(data, MultimodalDataset(*columns()))
+    assert_equal(data, dataset(columns()))
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="real data are not there")
@@ -199,7 +211,7 @@ def test_real_data(tmp_path):
 def test_steps_are_neither_gathered_to_write_nor_kept_once_read(tmp_path):
     # 8 MB of float64, of which one sample is 16 kB.
     padded = np.random.default_rng(0).normal(size=(500, 20, 100))
-    source = Columns({"a": list(padded)}, np.zeros(500), [str(n) for n in range(500)])
+    source = Columns("a", {"a": list(padded)}, np.zeros(500), [str(n) for n in range(500)])
     tracemalloc.start()
     data = build({"all": source}, tmp_path / "store")["all"]
     for sample in data:
@@ -212,18 +224,16 @@ def test_steps_are_neither_gathered_to_write_nor_kept_once_read(tmp_path):
     assert len(pickle.dumps(data)) < 30_000
 
 
-def test_files_are_closed(tmp_path):
+def test_no_file_stays_open_or_mapped(tmp_path):
     make_store(tmp_path / "store")
-    descriptors = Path("/proc/self/fd")
-    if not descriptors.exists():
+    if not Path("/proc/self/fd").exists():
         pytest.skip("no /proc")
-    before = len(list(descriptors.iterdir()))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     data = open_store(tmp_path / "store")
-    assert len(list(descriptors.iterdir())) == before + 2
+    assert [sample.id for sample in data["valid"]] == data["valid"].ids
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     # A map of a file that is cut short would end the process.
     assert "safetensors\n" not in Path("/proc/self/maps").read_text()
-    del data
-    assert len(list(descriptors.iterdir())) == before
 
 
 # Processes
@@ -252,61 +262,61 @@ def test_workers_read_the_same(tmp_path, method):
         torch.testing.assert_close(got[:3], expected[:3], rtol=0, atol=0)
 
 
-def test_reads_that_stop_halfway_go_on(tmp_path, monkeypatch):
+# Files that are damaged, that change, and that are none
+
+
+def read_all(folder):
+    for data in open_store(folder).values():
+        for _ in data:
+            pass
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
     memory = make_store(tmp_path / "store")
-    whole = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda fd, to, place: whole(fd, [to[0][:5]], place))
+    random = np.random.default_rng(0)
+    for path in sorted((tmp_path / "store").iterdir()):
+        content = path.read_bytes()
+        for place in random.choice(8 * len(content), min(8 * len(content), 300), replace=False):
+            flipped = bytearray(content)
+            flipped[place // 8] ^= 1 << place % 8
+            path.write_bytes(flipped)
+            with pytest.raises(ValueError, match=f"{path.parent}.* must "):
+                read_all(tmp_path / "store")
+        path.write_bytes(content)
     assert_equal(open_store(tmp_path / "store")["train"], memory["train"])
 
 
-# Files that change
-
-
-def test_a_file_that_was_replaced_is_still_the_old_one(tmp_path):
+def test_damaged_steps_are_noticed_where_they_are_read(tmp_path):
     memory = make_store(tmp_path / "store")
-    make_store(tmp_path / "other")
-    data = open_store(tmp_path / "store")["train"]
-    content = pickle.dumps(data)
-    (tmp_path / "other" / "valid.safetensors").replace(tmp_path / "store" / "train.safetensors")
-    assert_equal(data, memory["train"])
-    with pytest.raises(ValueError, match=r"train.safetensors must stay as it was .* open it anew"):
-        pickle.loads(content)[1]
-
-
-def test_a_file_that_was_overwritten_is_an_error(tmp_path):
-    make_store(tmp_path / "store")
     path = tmp_path / "store" / "train.safetensors"
-    data = open_store(tmp_path / "store")["train"]
     content = bytearray(path.read_bytes())
-    content[-200] ^= 1
+    # The steps of the last modality end the file: those of sample 8, of 9 steps in all 10 of 9 - t.
+    content[-3] ^= 1
     path.write_bytes(content)
-    os.utime(path, ns=(0, 0))
-    with pytest.raises(ValueError, match=r"train.safetensors must stay as it was .* open it anew"):
-        data[5]
+    data = open_store(tmp_path / "store")["train"]
+    for index in range(8):
+        torch.testing.assert_close(data[index].inputs, memory["train"][index].inputs)
+    with pytest.raises(ValueError, match=r"train.safetensors must hold sample 8 as it was written"):
+        data[8]
+    with pytest.raises(ValueError, match=r"must hold sample 8 as it was written"):
+        describe({"train": data})
 
 
-def test_a_file_that_was_cut_is_an_error_and_not_a_crash(tmp_path, monkeypatch):
+def test_a_file_that_was_exchanged_is_an_error(tmp_path):
+    make_store(tmp_path / "store")
+    data = open_store(tmp_path / "store")["train"]
+    (tmp_path / "store" / "valid.safetensors").replace(tmp_path / "store" / "train.safetensors")
+    with pytest.raises(ValueError, match=r"must hold sample 1 as it was written.* open it anew"):
+        pickle.loads(pickle.dumps(data))[1]
+
+
+def test_a_file_that_was_cut_is_an_error_and_not_a_crash(tmp_path):
     make_store(tmp_path / "store")
     path = tmp_path / "store" / "train.safetensors"
     data = open_store(tmp_path / "store")["train"]
-    # Within the steps: the rest of them and the ids are gone.
-    os.truncate(path, path.stat().st_size - 500)
-    with pytest.raises(ValueError, match=r"train.safetensors must stay as it was .* open it anew"):
-        data[5]
-    # Cut between the look at the file and the read.
-    monkeypatch.setattr(tdmer.data.store._File, "_identity", lambda file: file.identity)
-    with pytest.raises(ValueError, match=r"must be a whole file .* an end before byte 1\d+: write"):
+    os.truncate(path, path.stat().st_size - 8)
+    with pytest.raises(ValueError, match=r"must hold sample 8 as it was written"):
         [sample.id for sample in data]
-
-
-# Files that are none
-
-
-def tampered(path, **changes):
-    """Write a file anew with other tensors; None takes one away."""
-    tensors = load_file(path) | changes
-    tensors = {name: x for name, x in tensors.items() if x is not None}
-    save_file(tensors, path, {"overflows": '{"text": 0, "audio": 0}'})
 
 
 @pytest.mark.parametrize("size", [0, 5, 100, 700, -1])
@@ -326,44 +336,45 @@ def test_a_foreign_file_does_not_open(tmp_path, content):
         open_store(tmp_path / "store")
 
 
+def forge(folder, overflows='{"text": 0, "audio": 0}', **changes):
+    """Write a split anew with other tensors, and a checksum that fits; None takes one away."""
+    path = folder / "all.safetensors"
+    tensors = {name: x for name, x in (load_file(path) | changes).items() if x is not None}
+    save_file(tensors, path, overflows and {"overflows": overflows})
+    content = path.read_bytes()
+    index = json.loads((folder / "store.json").read_text())
+    index["splits"]["all"] = [len(content), zlib.crc32(content)]
+    (folder / "store.json").write_text(json.dumps(index))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"labels": None}, "labels"),
-        ({"labels": torch.zeros(2)}, "other than 2 ids"),
-        ({"labels": torch.zeros(3, 1, 1)}, r"labels of torch.float32, shape \(3, 1, 1\)"),
-        ({"labels": torch.zeros(0)}, r"labels of torch.float32, shape \(0,\)"),
-        ({"labels": torch.zeros(3, dtype=torch.float64)}, "labels of torch.float64"),
-        ({"ids": torch.tensor(list(b'["a", "b", 3]'), dtype=torch.uint8)}, "other than 3 ids"),
-        ({"ids": torch.tensor(list(b'"abc"'), dtype=torch.uint8)}, "other than 3 ids"),
+        ({"labels": torch.zeros(2)}, "do not belong together"),
+        ({"labels": torch.zeros(0)}, "do not belong together"),
+        ({"ids": torch.tensor(list(b'["a", "b"]'), dtype=torch.uint8)}, "do not belong together"),
         ({"ids": torch.tensor(list(b"[" * 10**5), dtype=torch.uint8)}, "RecursionError"),
         ({"text/steps": None}, "text/steps"),
-        ({"text/steps": torch.zeros(4, 0)}, r"steps of 'text' of F32, shape \[4, 0\]"),
-        ({"text/steps": torch.zeros(4)}, r"steps of 'text' of F32, shape \[4\]"),
-        ({"text/steps": torch.zeros(4, 4).half()}, "steps of 'text' of F16"),
-        ({"text/offsets": torch.tensor([0, 3, 3, 5])}, "offsets of 'text' that do not cut 4"),
+        ({"text/steps": torch.zeros(4)}, "not enough values to unpack"),
+        ({"text/offsets": torch.tensor([0, 3, 3, 5])}, "offsets of 'text' that do not cut 4 steps"),
         ({"text/offsets": torch.tensor([0, 3, 2, 4])}, "offsets of 'text'"),
         ({"text/offsets": torch.tensor([1, 3, 3, 4])}, "offsets of 'text'"),
-        ({"text/offsets": torch.tensor([0, 3, 4])}, "offsets of 'text'"),
-        ({"text/offsets": torch.tensor([0.0, 3.0, 3.0, 4.0])}, "offsets of 'text'"),
+        ({"text/offsets": torch.tensor([0, 2**62, -(2**62) - 10, 4])}, "offsets of 'text'"),
+        ({"text/offsets": torch.tensor([0, 3, 4])}, "do not belong together"),
+        ({"overflows": '{"text": 0}'}, "do not belong together"),
+        ({"overflows": "{}"}, "do not belong together"),
+        ({"overflows": '{"text": 0, "video": 0}'}, "video/steps"),
+        ({"overflows": "{"}, "JSONDecodeError"),
+        ({"overflows": None}, "__metadata__"),
     ],
 )
 def test_parts_that_do_not_fit_do_not_open(tmp_path, changes, message):
     build({"all": columns()}, tmp_path / "store")
-    path = tmp_path / "store" / "all.safetensors"
-    tampered(path)
-    assert_equal(open_store(tmp_path / "store")["all"], MultimodalDataset(*columns()))
-    tampered(path, **changes)
+    forge(tmp_path / "store")
+    assert_equal(open_store(tmp_path / "store")["all"], dataset(columns()))
+    forge(tmp_path / "store", **changes)
     with pytest.raises(ValueError, match=rf"all.safetensors must be a whole .*{message}"):
-        open_store(tmp_path / "store")
-
-
-@pytest.mark.parametrize("overflows", [None, "{}", '{"text": "many"}', '{"video": 0}', "[1]", "{"])
-def test_a_header_without_modalities_does_not_open(tmp_path, overflows):
-    build({"all": columns()}, tmp_path / "store")
-    path = tmp_path / "store" / "all.safetensors"
-    save_file(load_file(path), path, overflows and {"overflows": overflows})
-    with pytest.raises(ValueError, match=r"all.safetensors must be a whole file of a store"):
         open_store(tmp_path / "store")
 
 
@@ -373,13 +384,12 @@ def test_a_header_without_modalities_does_not_open(tmp_path, overflows):
         "",
         "[]",
         "[" * 10**5,
-        '{"splits": ["all"]}',
+        '{"splits": {"all": [1, 2]}}',
+        '{"format": "tdmer store", "version": 1, "splits": ["all"]}',
+        '{"format": "tdmer store", "version": 2}',
+        '{"format": "tdmer store", "version": 2, "splits": {}}',
         '{"format": "tdmer store", "version": 2, "splits": ["all"]}',
-        '{"format": "tdmer store", "version": 1}',
-        '{"format": "tdmer store", "version": 1, "splits": []}',
-        '{"format": "tdmer store", "version": 1, "splits": "all"}',
-        '{"format": "tdmer store", "version": 1, "splits": [3]}',
-        '{"format": "tdmer store", "version": 1, "splits": ["../all"]}',
+        '{"format": "tdmer store", "version": 2, "splits": {"../all": [1, 2]}}',
     ],
 )
 def test_an_index_that_is_none_does_not_open(tmp_path, content):
@@ -393,17 +403,15 @@ def test_an_index_that_is_none_does_not_open(tmp_path, content):
 def test_a_split_that_is_gone(tmp_path):
     make_store(tmp_path / "store")
     (tmp_path / "store" / "train.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"train.safetensors must be .* got no such file: write"):
+    with pytest.raises(ValueError, match=r"train.safetensors must be .* got FileNotFoundError"):
         open_store(tmp_path / "store")
 
 
 def test_a_path_without_a_store(tmp_path):
     (tmp_path / "file").write_text("")
-    for path, got in ((tmp_path / "none", "nothing"), (tmp_path, "another folder")):
-        with pytest.raises(FileNotFoundError, match=rf"must be .* write_store .* got {got}"):
+    for path in (tmp_path / "none", tmp_path, tmp_path / "file"):
+        with pytest.raises(FileNotFoundError, match=rf"{path} must be a folder with store.json"):
             open_store(path)
-    with pytest.raises(FileNotFoundError, match=r"must be .* write_store .* got a file"):
-        open_store(tmp_path / "file")
 
 
 # Writing that fails
@@ -418,30 +426,26 @@ def test_what_exists_is_refused_and_kept(tmp_path, kind):
         path.write_text("precious")
     else:
         path.symlink_to("nowhere")
-    for write in (
-        lambda: build({"all": Columns({}, [], [])}, path),  # Refused before all else.
-        lambda: write_store(path, build({"all": columns()})),
-    ):
-        with pytest.raises(FileExistsError, match=r"store must be a new folder, got .* open_store"):
-            write()
+    with pytest.raises(FileExistsError, match=r"store must be a new folder, got .* open_store"):
+        write_store(path, {"all": dataset(columns())})
     assert list(tmp_path.iterdir()) == [path]
     assert kind != "file" or path.read_text() == "precious"
 
 
-class Interrupting(list):
+class Interrupting:
     """Sequences whose last does not come."""
 
-    def __iter__(self):
-        yield from super().__iter__()
-        raise KeyboardInterrupt
+    def __getitem__(self, index):
+        if index == 2:
+            raise KeyboardInterrupt
+        return torch.ones(1, 2)
 
 
 def interrupted_write(path):
-    train, valid = columns(), columns(seed=1)
-    layout, sequences = tdmer.data.store.lay_out(*valid)
-    source = layout, {name: Interrupting(arrays) for name, arrays in sequences.items()}
+    train, valid = dataset(columns()), dataset(columns([(1, 1)] * 3, seed=1))
+    valid._steps["audio"] = Interrupting()
     with pytest.raises(KeyboardInterrupt):
-        tdmer.data.store._write(path, {"train": tdmer.data.store.lay_out(*train), "valid": source})
+        write_store(path, {"train": train, "valid": valid})
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path):
@@ -461,84 +465,40 @@ def test_what_a_killed_write_leaves_does_not_open(tmp_path, monkeypatch):
     assert len(build({"all": columns()}, tmp_path / "store")["all"]) == 3
 
 
-def test_all_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    events, sync, rename = [], os.fsync, Path.rename
+def test_errors_of_the_disk_are_left_alone_and_nothing_is_kept(tmp_path, monkeypatch):
+    def full(path, target):
+        raise OSError(errno.ENOSPC, "full")
 
-    def recorded_sync(descriptor):
-        events.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
-        sync(descriptor)
-
-    def recorded_rename(path, target):
-        events.append(f"{path.name} → {target.name}")
-        return rename(path, target)
-
-    if not Path("/proc/self/fd").exists():
-        pytest.skip("no /proc")
-    monkeypatch.setattr(os, "fsync", recorded_sync)
-    monkeypatch.setattr(Path, "rename", recorded_rename)
-    build({"one": columns(), "two": columns()}, tmp_path / "store")
-    partial = events[3]
-    assert events == [
-        *("one.safetensors", "two.safetensors", "store.json"),
-        *(partial, f"{partial} → store", tmp_path.name),
-    ]
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_named_and_nothing_kept(tmp_path, monkeypatch, code):
-    def full(descriptor):
-        raise OSError(code, "full")
-
-    monkeypatch.setattr(os, "fsync", full)
-    # 4 steps of 4 and 7 steps of 2.
-    with pytest.raises(OSError, match=r"store needs 120 bytes, and the disk is full .* make room"):
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="full"):
         build({"all": columns()}, tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_errors_of_the_disk_are_left_alone(tmp_path, monkeypatch):
-    def broken(descriptor):
-        raise OSError(errno.EIO, "broken")
-
-    monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(OSError, match="broken"):
-        build({"all": columns()}, tmp_path / "store")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("split", ["", ".", "..", "a/b", "../a", "a\\b", "a\0b", 3])
+@pytest.mark.parametrize("split", ["", ".", "..", "a/b", "../a", "a\\b", "a\0b", 3, "a" * 300])
 @pytest.mark.usefixtures("unchecked")
 def test_split_names_must_be_file_names(tmp_path, split):
-    with pytest.raises(ValueError, match="split names must be names of files, got"):
+    with pytest.raises(ValueError, match=r"split names must be names of files, of .* got"):
         build({split: columns()}, tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_split(tmp_path):
-    with pytest.raises(ValueError, match=r"datasets must hold at least one split, got \[\]"):
+    with pytest.raises(ValueError, match=r"datasets must hold at least one split, got \{\}"):
         write_store(tmp_path / "store", {})
 
 
 @pytest.mark.parametrize("store", [None, "store"])
 def test_bad_columns_name_their_split(tmp_path, store):
-    bad = columns()
+    bad = columns(seed=1)
     bad.inputs["text"][1] = np.zeros((2, 3), np.float32)
-    with pytest.raises(ValueError, match=r"split 'b': inputs\['text'\]\[1\] must have 4 features"):
-        build({"a": columns(), "b": bad}, store and tmp_path / store)
-    bad.inputs["text"][1] = np.zeros((2, 4), int)
-    with pytest.raises(TypeError, match=r"split 'b': inputs\['text'\]\[1\] must be floating point"):
+    message = r"split 1: inputs\['text'\], sample 1 \('1/1'\), must have 4 features, .* got 3"
+    with pytest.raises(ValueError, match=message):
         build({"a": columns(), "b": bad}, store and tmp_path / store)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_safetensors_only_a_store_fails(tmp_path, monkeypatch):
-    memory = make_store(tmp_path / "store")
+def test_a_store_needs_no_package_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    for needs in (
-        lambda: open_store(tmp_path / "store"),
-        lambda: write_store(tmp_path / "new", memory),
-        lambda: build({"all": columns()}, tmp_path / "new"),
-    ):
-        with pytest.raises(ImportError, match=r'pip install "tdmer\[data\]"'):
-            needs()
-    assert len(build({"all": columns()})["all"]) == 3
+    memory = make_store(tmp_path / "store")
+    assert_equal(open_store(tmp_path / "store")["train"], memory["train"])

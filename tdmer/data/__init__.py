@@ -1,14 +1,15 @@
 """Data sets of ragged multimodal sequences, and readers for the files people have."""
 
-from tdmer.data.dataset import Batch, MultimodalDataset, Sample, collate, describe
-from tdmer.data.misa import load_misa
-from tdmer.data.mmsa import load_mmsa
-from tdmer.data.mult import load_mult
-from tdmer.data.sampling import LengthBucketSampler
-from tdmer.data.sequences import from_arrays, from_sequences
+from tdmer.data.arrays import from_arrays, from_sequences
+from tdmer.data.batch import Batch, LengthBucketSampler, collate
+from tdmer.data.dataset import MultimodalDataset, Sample
+from tdmer.data.readers._pickle import load_pickle
+from tdmer.data.readers.misa import load_misa
+from tdmer.data.readers.mmsa import load_mmsa
+from tdmer.data.readers.mult import load_mult
+from tdmer.data.report import describe
 from tdmer.data.store import open_store, write_store
 from tdmer.data.synthetic import Synthetic, make_synthetic
-from tdmer.data.unpickling import load_pickle
 
 __all__ = [
     "Batch",

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -79,10 +78,8 @@ def make_synthetic(
     if steps[1] < steps[0]:
         raise ValueError(f"steps must be a least and a greatest number, got {steps}")
     signal = dict.fromkeys(["shared", *dims], 1.0) if signal is None else signal
-    noises, gaps = (
-        per_modality("noise", noise, list(dims)),
-        per_modality("missing", missing, list(dims)),
-    )
+    noises = per_modality("noise", noise, list(dims))
+    gaps = per_modality("missing", missing, list(dims))
     for name in dims:
         check_real(f"noise of {name}", noises[name])
         check_real(f"missing of {name}", gaps[name], below=1.0)
@@ -96,7 +93,7 @@ def make_synthetic(
     rng = np.random.default_rng(seed)
     scale = 1 / np.sqrt(factors)
     mixing = {m: rng.normal(scale=scale, size=(2, factors, width)) for m, width in dims.items()}
-    projections = {name: _unit(rng.normal(size=factors)) for name in ["shared", *dims]}
+    projections = {name: rng.normal(size=factors) for name in ["shared", *dims]}
 
     def draw(count: int) -> Synthetic:
         shared = rng.normal(size=(count, factors))
@@ -104,7 +101,10 @@ def make_synthetic(
             m: _private_factors(rng, number, (count, factors)) for number, m in enumerate(dims)
         }
         parts = {"shared": shared, **private}
-        score = sum(weight * (parts[name] @ projections[name]) for name, weight in signal.items())
+        score = sum(
+            weight * (parts[name] @ projections[name]) / np.linalg.norm(projections[name])
+            for name, weight in signal.items()
+        )
         there = rng.random((count, len(dims))) >= np.array([gaps[m] for m in dims])
         kept = rng.integers(len(dims), size=count)
         there[np.arange(count), kept] |= ~there.any(axis=1)
@@ -118,11 +118,8 @@ def make_synthetic(
                 for row, length in zip(mixed, lengths, strict=True)
             ]
         labels = 3 * np.tanh(score / np.sqrt(total))
-        return Synthetic(
-            MultimodalDataset(inputs, labels),
-            _tensor(shared),
-            {m: _tensor(p) for m, p in private.items()},
-        )
+        known = {m: torch.tensor(p).float() for m, p in private.items()}
+        return Synthetic(MultimodalDataset(inputs, labels), torch.tensor(shared).float(), known)
 
     return {split: draw(count) for split, count in sizes.items()}
 
@@ -138,11 +135,3 @@ def _private_factors(
         lambda: rng.laplace(scale=np.sqrt(0.5), size=size),
     )
     return shapes[number % len(shapes)]()
-
-
-def _unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return x / np.linalg.norm(x)
-
-
-def _tensor(x: NDArray[np.float64]) -> Float[Tensor, "n r"]:
-    return torch.from_numpy(x.astype(np.float32))

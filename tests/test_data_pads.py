@@ -5,19 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdmer.data.padding import (
+from tdmer.data.readers._pads import (
     Spans,
     cut,
-    find_extent,
-    sample_name,
     spans_from_alignment,
     spans_from_lengths,
     spans_from_mask,
     spans_from_zeros,
 )
 from tests.strategies import thorough
-
-IDS = ["a", "b", "c"]
 
 
 def steps(*rows):
@@ -26,7 +22,7 @@ def steps(*rows):
 
 
 def detect(x, usual=None):
-    spans = spans_from_zeros("x", find_extent(x), x.shape[1], usual)
+    spans = spans_from_zeros("x", x, usual)
     return [tuple(span) for span in zip(*map(np.ndarray.tolist, spans), strict=True)]
 
 
@@ -64,7 +60,7 @@ def ragged(draw):
 def test_sequences_come_back_from_either_side(sequences, side, more, known):
     longest = max(1, *map(len, sequences)) + more if len(sequences) > 1 else 5 + more
     x = pad(sequences, side, longest)
-    spans = spans_from_zeros("x", find_extent(x), longest, "left" if known else None)
+    spans = spans_from_zeros("x", x, "left" if known else None)
     for found, sequence in zip(cut(x, spans), sequences, strict=True):
         assert found.dtype == sequence.dtype
         np.testing.assert_array_equal(found, sequence)
@@ -117,7 +113,7 @@ def test_samples_are_views_and_the_pass_needs_little_memory():
     x = np.zeros((200, 500, 74), np.float32)
     x[:, :300] = 1
     tracemalloc.start()
-    parts = cut(x, spans_from_zeros("x", find_extent(x), 500))
+    parts = cut(x, spans_from_zeros("x", x))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert all(np.shares_memory(part, x) for part in parts)
@@ -132,69 +128,90 @@ def test_lengths_find_their_side():
     right, left = steps([1, 0, 0], [2, 2, 0]), steps([0, 0, 1], [0, 2, 2])
     lengths = np.array([2, 2], np.uint8)
     for x, expected in ((right, [(0, 2), (0, 2)]), (left, [(1, 3), (1, 3)])):
-        spans = spans_from_lengths("x", lengths, find_extent(x), 3, IDS)
+        spans = spans_from_lengths("x", lengths, x)
         assert [tuple(span) for span in np.stack(spans, 1).tolist()] == expected
     # Zeros only, and no pads at all: both sides would do.
     for lengths in ([0, 2, 3], [0, 0, 0]):
-        spans = spans_from_lengths("x", np.array(lengths), find_extent(np.zeros((3, 3, 1))), 3, IDS)
+        spans = spans_from_lengths("x", lengths, np.zeros((3, 3, 1)))
         assert (spans.stop - spans.start).tolist() == lengths
 
 
 def test_lengths_of_few_bits_reach_over_long_arrays():
     x = np.zeros((1, 300, 1))
     x[0, 280:] = 1
-    spans = spans_from_lengths("x", np.array([20], np.uint8), find_extent(x), 300, IDS)
+    spans = spans_from_lengths("x", np.array([20], np.uint8), x)
     assert cut(x, spans)[0].tolist() == [[1.0]] * 20
 
 
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        ([1, 4, 1], r"x must have lengths in \[0, 3\], its steps, got 4 in sample 1 \('b'\)"),
-        ([1, 1, -1], r"got -1 in sample 2 \('c'\)"),
+        ([1, 4, 1], r"x\[1\] must be in \[0, 3\], got 4"),
+        ([1, 1, -1], r"x\[2\] must be in \[0, 3\], got -1"),
+        ([1, 1], r"x must be 3 whole numbers, got int64 of shape \(2,\)"),
+        ([1.0, 1.0, 1.0], "x must be 3 whole numbers, got float64"),
+        ([1, [2], 3], "x must have entries of one length, got list"),
         (
             [1, 2, 2],
-            r"x must be zero outside of the declared length, 2 in sample 2 \('c'\), got values "
-            r"from step 0 to 2; correct the length, or pass masks to from_arrays",
+            r"x\[2\] must not cut values off, got 2, and values from step 0 to 2; correct it, or "
+            "pass masks to from_arrays",
         ),
     ],
 )
 def test_wrong_lengths(lengths, message):
     x = steps([1, 0, 0], [1, 2, 0], [1, 2, 3])
     with pytest.raises(ValueError, match=message):
-        spans_from_lengths("x", np.array(lengths), find_extent(x), 3, IDS)
+        spans_from_lengths("x", lengths, x)
 
 
 def test_wrong_lengths_of_a_left_padded_array_name_the_sample_that_is_wrong():
     x = steps([0, 0, 1], [0, 1, 2], [1, 2, 3])
-    with pytest.raises(ValueError, match=r"1 in sample 1 \('b'\), got values from step 1 to 2"):
-        spans_from_lengths("x", np.array([1, 1, 3]), find_extent(x), 3, IDS)
+    with pytest.raises(ValueError, match=r"x\[1\] must .* got 1, and values from step 1 to 2"):
+        spans_from_lengths("x", [1, 1, 3], x)
 
 
 # Masks and alignment
 
 
 def test_masks():
-    mask = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 0]]) == 1
-    spans = spans_from_mask("m", mask, IDS)
-    assert cut(np.arange(9.0).reshape(3, 3, 1), spans)[1].tolist() == [[4.0], [5.0]]
-    assert (spans.stop - spans.start).tolist() == [2, 2, 0]
-    with pytest.raises(ValueError, match=r"m must have no hole .* got one in sample 1 \('b'\)"):
-        spans_from_mask("m", np.array([[1, 1, 0], [1, 0, 1]]) == 1, IDS)
-    with pytest.raises(ValueError, match="got one in sample 0"):
-        spans_from_mask("m", np.array([[0, 1, 0, 1, 0]]) == 1, IDS)
+    x = np.arange(9.0).reshape(3, 3, 1)
+    for kind in (bool, int, float):
+        mask = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 0]], kind)
+        spans = spans_from_mask("m", mask, x)
+        assert cut(x, spans)[1].tolist() == [[4.0], [5.0]]
+        assert (spans.stop - spans.start).tolist() == [2, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ([[1, 1, 0], [1, 0, 1]], r"m\[1\] must have no hole between real steps"),
+        ([[0, 1, 0, 1, 0]], r"m\[0\] must have no hole between real steps"),
+        ([[1, 0.5, 0]], r"m must be 0 and 1 of shape \(1, 3\), got float64 of shape \(1, 3\)"),
+        ([[1, np.nan, 0]], "m must be 0 and 1"),
+        ([[1, 2, 0]], "m must be 0 and 1"),
+        ([["a", "b", "c"]], "m must be 0 and 1 .* got <U1"),
+    ],
+)
+def test_wrong_masks(mask, message):
+    x = np.ones((len(mask), len(mask[0]), 2))
+    with pytest.raises(ValueError, match=message):
+        spans_from_mask("m", mask, x)
 
 
 def test_aligned_arrays_have_the_steps_of_the_words():
     words = Spans(np.array([0, 1, 0]), np.array([3, 3, 2]))
     x = steps([0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0])
-    spans = spans_from_alignment(words, find_extent(x))
+    spans = spans_from_alignment(words, x)
     assert [len(part) for part in cut(x, spans)] == [3, 2, 0]
     for place in (0, 3):
         other = x.copy()
         other[1, place] = 1
-        assert spans_from_alignment(words, find_extent(other)) is None
+        assert spans_from_alignment(words, other) is None
 
 
-def test_samples_are_named():
-    assert sample_name(1, IDS) == "sample 1 ('b')"
+def test_masks_of_another_shape():
+    with pytest.raises(
+        ValueError, match=r"m must be 0 and 1 of shape \(2, 3\), got int64 of shape"
+    ):
+        spans_from_mask("m", [[1, 1, 0]], np.ones((2, 3, 2)))

@@ -11,7 +11,6 @@ import os
 import pickle
 import struct
 import sys
-import tarfile
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -23,7 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tdmer.data import load_pickle, unpickling
+from tdmer.data import load_pickle
+from tdmer.data.readers import _pickle
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data"
 DTYPES = ("?", "<i1", "<u2", "<i4", ">i8", "<f2", "<f4", ">f8", "<c16", "<U5", ">U3", "S4", "O")
@@ -182,40 +182,15 @@ def test_real_python_2_file():
     assert name == "WKA5OygbEKI[0]"
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"(I1\nI2\nL-3L\nL4\nl.",
-        b"(lp0\nI01\naI00\naF1.5\naFnan\na0I7\n.",
-        b"(dp0\nS'a\\n\\x41\\''\np1\nV\\u00e9x\np2\nsg1\ng2\nsg0\n.",
-        b'(S"a\'b"\nI1\nN\x88d.',
-        b"(K\x01K\x02(K\x03K\x041t.",
-        b"K\x01(0K\x02\x86.",
-        b"(((0K\x051K\x07.",
-        b"](K\x012e2\x86.",
-        b"S'caf\xe9\\xe9'\n.",
-        b"N\x85\x88\x89\x87M\xff\xffJ\xff\xff\xff\xff\x86\x86.",
-        b"\x8a\x00\x8a\x01\xff\x8b\x02\x00\x00\x00\x00\x80\x87.",
-        b"(U\x01aT\x02\x00\x00\x00\xe9b\x8c\x01c\x8d\x01\x00\x00\x00\x00\x00\x00\x00dt.",
-        b"(C\x01aB\x01\x00\x00\x00b\x8e\x01\x00\x00\x00\x00\x00\x00\x00ct.",
-        b"X\x03\x00\x00\x00\xed\xa0\x80.",
-        b"\x8f(K\x01K\x02\x90(K\x03\x91\x86.",
-        b"}K\x01NsK\x01\x88s.",
-        b"\x80\x04\x95\x02\x00\x00\x00\x00\x00\x00\x00\x80\x02N.",
-        b"G\x3f\xf8\x00\x00\x00\x00\x00\x00q\x050h\x05r\x00\x01\x00\x000j\x00\x01\x00\x00.",
-    ],
-)
-def test_every_opcode_does_what_it_does_in_pickle(tmp_path, content):
-    assert repr(load(tmp_path, content)) == repr(pickle.loads(content, encoding="latin1"))
-
-
 # What is refused
 
 
 def test_os_system_is_refused_by_name_and_does_not_run(tmp_path):
     trace = tmp_path / "ran"
     path = write(tmp_path, pickle.dumps(Call(os.system, f"touch {trace}")))
-    with pytest.raises(ValueError, match=r"file\.pkl must hold .* refuses 'posix\.system'"):
+    with pytest.raises(
+        ValueError, match=r"file\.pkl must be a whole pickle .* refuses 'posix\.system'"
+    ):
         load_pickle(path)
     assert not trace.exists()
     pickle.loads(path.read_bytes())
@@ -404,7 +379,7 @@ GADGETS = {
     "django.core.management": "call_command",
     "mmsdk.mmdatasdk": "mmdataset",
     "tdmer.data": "load_pickle",
-    "tdmer.data.unpickling": "load_pickle _Global _Interpreter os.system",
+    "tdmer.data.readers._pickle": "load_pickle _StandIn _Unpickler os.system",
     "__main__": "Call x",
 }
 
@@ -465,7 +440,7 @@ def nothing_but_one_open():
     [(module, name) for module, names in GADGETS.items() for name in names.split()],
 )
 def test_gadgets_are_refused_by_every_route(tmp_path, module, name):
-    assert f"{module}.{name}" not in unpickling._ALLOWED
+    assert f"{module}.{name}" not in _pickle._TABLE
     for route, content in routes(module, name):
         path = write(tmp_path, content)
         with nothing_but_one_open(), pytest.raises(ValueError, match=r"file\.pkl must ") as caught:
@@ -476,9 +451,8 @@ def test_gadgets_are_refused_by_every_route(tmp_path, module, name):
 @pytest.mark.parametrize(
     ("module", "name", "message"),
     [
-        ("os\nsystem", "x", r"'os\\nsystem\.x' is no name"),
-        ("", "system", r"'\.system' is no name"),
-        ("os", "sys\x1b[2Jtem", r"'os\.sys\\x1b\[2Jtem' is no name"),
+        ("os\nsystem", "x", r"refuses 'os\\nsystem\.x', which"),
+        ("os", "sys\x1b[2Jtem", r"refuses 'os\.sys\\x1b\[2Jtem', which"),
         ("os", "x" * 10_000, f"refuses 'os.{'x' * 97}', which"),
     ],
 )
@@ -507,57 +481,66 @@ def array_of(shape, dtype, content):
     ("content", "message"),
     [
         # Memory that a few bytes ask for.
-        (array_of(HUGE + b"\x85", DTYPE, b"C\x04abcd"), "4 bytes for an array of shape"),
-        (array_of(HUGE + b"K\x00\x86", DTYPE, b"C\x00"), "too large for an array without"),
-        (array_of(HUGE + b"\x85", DTYPE.replace(b"\x02f4", b"\x02S0"), b"C\x00"), "0 bytes for"),
-        (array_of(HUGE + b"\x85", OBJECT, b"]"), "0 objects for an array of shape"),
-        (array_of(b"J\xff\xff\xff\xff\x85", DTYPE, b"C\x00"), "shape is not whole numbers"),
-        (array_of(b"X\x01\x00\x00\x00a", DTYPE, b"C\x00"), "shape is not whole numbers"),
-        (named("numpy.core.multiarray", "scalar", DTYPE + HUGE + b"\x86"), "of type int"),
-        (named("builtins", "bytearray", HUGE + b"\x85"), "'bytearray' of int"),
-        (named("builtins", "bytes", HUGE + b"\x85"), "'bytes' with an argument"),
-        (named("builtins", "set", HUGE + b"\x85"), "a container of int"),
-        (named("numpy", "ndarray", HUGE + b"\x85\x85"), "to call _Name"),
-        (named("builtins", "list", b"X\x01\x00\x00\x00a\x85"), "to call _Name"),
-        (b"\x80\x05\x96" + struct.pack("<Q", 2**44) + b"ab.", "ends inside BYTEARRAY8"),
-        (b"\x80\x04\x8e" + struct.pack("<Q", 2**44) + b"ab.", "ends inside BINBYTES8"),
-        (b"\x80\x04\x95" + struct.pack("<Q", 2**44) + b"N.", "ends inside a frame"),
-        # What is no plain array.
-        (array_of(b"K\x01\x85", b"N", b"C\x04abcd"), "whose dtype is NoneType"),
-        (array_of(b"K\x01\x85", OBJECT, b"C\x08abcdefgh"), "content of type bytes"),
-        (array_of(b"K\x01\x85", DTYPE, b"](K\x01K\x02K\x03K\x04e"), "content of type list"),
         (
-            named("numpy.core.multiarray", "scalar", OBJECT + b"](K\x01e\x86"),
-            "scalar or buffer of obj",
+            array_of(HUGE + b"\x85", DTYPE, b"C\x04abcd"),
+            r"content than float32 .* \(17592186044416,",
         ),
-        (named("numpy", "dtype", b"U\x02V8\x85"), "the dtype 'V8'"),
-        (named("numpy", "dtype", b"U\x02M8\x85"), "the dtype 'M8'"),
-        (named("numpy", "dtype", b"]\x85"), "the dtype list"),
-        (b"\x80\x03" + DTYPE + b"(K\x03U\x01<U\x01aNNtb.", "a dtype with fields"),
-        (b"\x80\x03" + DTYPE + b"(K\x03U\x01ANNNtb.", "a dtype with fields"),
-        (named("_codecs", "encode", b"X\x01\x00\x00\x00aX\x04\x00\x00\x00zlib\x86"), "to Latin-1"),
-        (named("_codecs", "encode", b"X\x01\x00\x00\x00a\x85"), "to Latin-1"),
-        (named("builtins", "complex", b"X\x01\x00\x00\x00aG" + bytes(8) + b"\x86"), "'complex'"),
-        # Writing into what the table gives, or keeping it.
-        (b"\x80\x02cnumpy\ndtype\n}(X\x01\x00\x00\x00aK\x01ub.", "a state for _Global"),
-        (b"\x80\x02cnumpy\nndarray\n}(X\x01\x00\x00\x00aK\x01ub.", "a state for _Name"),
-        (b"\x80\x02cnumpy\ndtype\n.", "a function among the data"),
-        (b"\x80\x02](cnumpy\nndarray\nK\x01e.", "a function among the data"),
-        (b"\x80\x02}cnumpy\nndarray\nNs.", "a key or set entry that holds _Name"),
-        (b"\x80\x02cnumpy\ndtype\n)\x81.", "the opcode NEWOBJ"),
-        (b"\x80\x04cnumpy\ndtype\n)}\x92.", "the opcode NEWOBJ_EX"),
-        (b"\x80\x02(cnumpy\ndtype\nU\x02f4o.", "the opcode OBJ"),
-        (b"\x80\x02(U\x02f4inumpy\ndtype\n.", "INST builds an object of a class"),
+        (
+            array_of(HUGE + b"\x85", DTYPE.replace(b"\x02f4", b"\x02S0"), b"C\x00"),
+            "itemsize cannot",
+        ),
+        (array_of(HUGE + b"\x85", OBJECT, b"]"), "other content than object of the shape"),
+        (array_of(b"J\xff\xff\xff\xff\x85", DTYPE, b"C\x00"), "other content than float32"),
+        (array_of(b"X\x01\x00\x00\x00a", DTYPE, b"C\x00"), "requires a 'int' object"),
+        (array_of(b"(" + b"K\x01" * 65 + b"t", DTYPE, b"C\x04abcd"), "maximum supported dimension"),
+        (named("numpy.core.multiarray", "scalar", DTYPE + HUGE + b"\x86"), "other content than fl"),
+        (
+            named("builtins", "bytearray", HUGE + b"\x85"),
+            "a bytes-like object is required, not 'int'",
+        ),
+        (named("builtins", "bytes", HUGE + b"\x85"), "takes 0 positional arguments"),
+        (named("builtins", "set", HUGE + b"\x85"), "'int' object is not iterable"),
+        (named("numpy", "ndarray", HUGE + b"\x85\x85"), "'NoneType' object is not callable"),
+        (named("builtins", "list", b"X\x01\x00\x00\x00a\x85"), "'NoneType' object is not callable"),
+        # What is no plain array.
+        (array_of(b"K\x01\x85", b"N", b"C\x04abcd"), "no attribute 'value'"),
+        (array_of(b"K\x01\x85", OBJECT, b"C\x08abcdefgh"), "other content than object"),
+        (array_of(b"K\x01\x85", DTYPE, b"](K\x01K\x02K\x03K\x04e"), "other content than float32"),
+        (named("numpy", "dtype", b"U\x02V8\x85"), "a dtype of other than numbers"),
+        (named("numpy", "dtype", b"U\x02M8\x85"), "a dtype of other than numbers"),
+        (named("numpy", "dtype", b"]\x85"), "expected string or bytes-like object"),
+        (named("numpy", "dtype", text("(1000000000,)f8") + b"\x85"), "a dtype of other than numb"),
+        (named("numpy", "dtype", text("f8,f8") + b"\x85"), "a dtype of other than numbers"),
+        (b"\x80\x03" + DTYPE + b"(K\x03U\x01ANNNtb.", "byteorder"),
+        (
+            named("_codecs", "encode", b"X\x01\x00\x00\x00aX\x04\x00\x00\x00zlib\x86"),
+            "KeyError: 'zlib'",
+        ),
+        # Doing more to what the table gives than to call it, or keeping it.
+        (
+            b"\x80\x02cnumpy\ndtype\n}(X\x01\x00\x00\x00aK\x01ub.",
+            "'NoneType' object is not callable",
+        ),
+        (b"\x80\x02cnumpy\nndarray\n}(X\x01\x00\x00\x00aK\x01ub.", "'NoneType' object is not cal"),
+        (
+            b"\x80\x02cnumpy\ndtype\nN}" + text("call") + b"Ns\x86b.",
+            "'NoneType' object is not callable",
+        ),
+        (b"\x80\x02cnumpy\ndtype\n.", "a function or an array without content among"),
+        (b"\x80\x02](cnumpy\nndarray\nK\x01e.", "a function or an array without content among"),
+        (b"\x80\x02}Ncnumpy\nndarray\ns.", "a function or an array without content among"),
+        (b"\x80\x03" + EMPTY + b"\x85.", "a function or an array without content among"),
+        (b"\x80\x02}cnumpy\nndarray\nNs.", "unhashable type: '_StandIn'"),
+        (b"\x80\x02cnumpy\ndtype\n)\x81.", "NEWOBJ"),
+        (b"\x80\x04cnumpy\ndtype\n)}\x92.", "NEWOBJ_EX"),
         # What reaches outside the file.
-        (b"\x80\x04K\x01K\x02\x93.", "a global whose name is no text"),
-        (b"Pabc\n.", "the opcode PERSID"),
-        (b"K\x01Q.", "the opcode BINPERSID"),
-        (b"\x80\x02\x82\x01.", "the opcode EXT1"),
-        (b"\x80\x02\x83\x01\x00.", "the opcode EXT2"),
-        (b"\x80\x02\x84\x01\x00\x00\x00.", "the opcode EXT4"),
-        (b"\x80\x05\x97.", "the opcode NEXT_BUFFER"),
-        (b"\x80\x05N\x98.", "the opcode READONLY_BUFFER"),
+        (b"\x80\x04K\x01K\x02\x93.", "STACK_GLOBAL requires str"),
+        (b"Pabc\n.", "persistent"),
+        (b"K\x01Q.", "persistent"),
+        (b"\x80\x02\x82\x01.", "unregistered extension code 1"),
+        (b"\x80\x05\x97.", "out-of-band"),
     ],
+    ids=itertools.count(),
 )
 def test_bombs_and_tricks_are_refused(tmp_path, content, message):
     path = write(tmp_path, content)
@@ -566,181 +549,82 @@ def test_bombs_and_tricks_are_refused(tmp_path, content, message):
         load_pickle(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert str(path) in str(caught.value)
+    assert str(caught.value).startswith(f"{path} must be a whole pickle of plain arrays")
+    assert len(str(caught.value)) < 600
     assert peak < 2**24
 
 
-NESTED = 20_000
+@pytest.mark.parametrize("flags", [0, 63])
+@pytest.mark.parametrize("code", [b"f8", b"O8"])
+def test_the_flags_of_a_dtype_in_the_file_are_not_believed(tmp_path, code, flags):
+    # With them NumPy would take bytes of the file for addresses of objects, or the reverse.
+    state = b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK" + bytes([flags]) + b"tb"
+    dtype = DTYPE.replace(b"f4", code) + state
+    content = array_of(b"K\x01\x85", dtype, b"C\x08" + struct.pack("<d", 1.5))
+    if code == b"f8":
+        assert same(np.array([1.5]), load(tmp_path, content))
+    else:
+        with pytest.raises(ValueError, match="other content than object"):
+            load(tmp_path, content)
+    objects = array_of(b"K\x01\x85", dtype, b"](K\x07e")
+    if code == b"O8":
+        assert same(np.array([7], object), load(tmp_path, objects))
+    else:
+        with pytest.raises(ValueError, match="other content than float64"):
+            load(tmp_path, objects)
 
 
-def chain(wrap, levels=NESTED, core=b"K\x01"):
-    return core + wrap * levels
+def test_the_table_stays_as_it_is(tmp_path):
+    def look():
+        return {n: (id(f), repr(getattr(f, "__dict__", ""))) for n, f in _pickle._TABLE.items()}
 
-
-def shared(wrap, levels=64, core=b"K\x01"):
-    """``wrap`` turns two equal things into one: each level doubles what the whole unfolds to."""
-    return core + (b"2" + wrap) * levels
-
-
-PAIR = b"\x86"
-FROZEN = b"q\x000(h\x00\x91"
-IN_OBJECTS = OBJECT + b"q\x060" + EMPTY + b"q\x070"
-
-
-def in_array(levels, core=b"K\x01"):
-    """Arrays of objects in arrays of objects, the innermost first in a list beside the rest."""
-    wrap = EMPTY + b"(K\x01K\x01\x85" + OBJECT + b"\x89](h\x05et" + b"bq\x05"
-    return b"](" + core + b"q\x05" + wrap * levels + b"e"
+    before = look()
+    for name in before:
+        module, _, function = name.rpartition(".")
+        for state in (b"}" + text("x") + b"K\x01s", b"N}" + text("__defaults__") + b")s\x86"):
+            content = b"\x80\x02c" + f"{module}\n{function}\n".encode() + state + b"b."
+            with pytest.raises(ValueError, match="object is not callable"):
+                load(tmp_path, content)
+    assert look() == before
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "error"),
     [
-        # Each as key, set entry, in a frozenset, and as an argument of what builds those.
-        (b"}" + chain(b"\x85") + b"Ns.", "a key or set entry of more than 100 entries"),
-        (b"}(" + chain(b"\x85") + b"Nu.", "a key or set entry of more than 100 entries"),
-        (b"(" + chain(b"\x85") + b"Nd.", "a key or set entry of more than 100 entries"),
-        (b"\x8f(" + chain(b"\x85") + b"\x90.", "a key or set entry of more than 100 entries"),
-        (b"(" + chain(b"\x85") + b"\x91.", "a key or set entry of more than 100 entries"),
-        (named("builtins", "set", b"](" + chain(b"\x85") + b"e\x85"), "a key or set entry of more"),
-        (
-            named("builtins", "frozenset", chain(b"\x85") + b"\x85\x85"),
-            "a key or set entry of more",
-        ),
-        (
-            named("collections", "OrderedDict", b"](](" + chain(b"\x85") + b"Nee\x85"),
-            "a key or set entry of more",
-        ),
-        (b"}" + shared(PAIR) + b"Ns.", "a key or set entry of more than 100 entries"),
-        (b"}" + shared(PAIR + FROZEN) + b"Ns.", "a key or set entry of more than 100 entries"),
-        (b"}(" + b"K\x01" * 101 + b"tNs.", "a key or set entry of more than 100 entries"),
-        (b"}X" + struct.pack("<I", 101 << 8) + b"a" * (101 << 8) + b"Ns.", "more than 100 entries"),
-        (b"}\x8b" + struct.pack("<i", 102 << 8) + b"a" * (102 << 8) + b"Ns.", "more than 100 ent"),
-        (b"}]\x85Ns.", "a key or set entry that holds list"),
-        # Depth and sharing of the whole.
-        (chain(b"\x85", 101) + b".", "more than 100 containers in one another"),
-        (chain(b"\x85") + b".", "more than 100 containers in one another"),
-        (b"]" * NESTED + b"a" * (NESTED - 1) + b".", "more than 100 containers in one another"),
-        (b"}" + b"N}" * NESTED + b"s" * NESTED + b".", "more than 100 containers in one another"),
-        (
-            b"](K\x01" + b"\x85q\x00h\x00" * NESTED + b"e.",
-            "more than 100 containers in one another",
-        ),
-        (b"\x80\x03" + in_array(3000) + b".", "more than 100 containers in one another"),
-        (shared(PAIR) + b".", "shared content that unfolds to more than 16777216 entries"),
-        (b"]q\x00h\x00a.", "a container that holds itself"),
-        (b"]q\x00h\x00\x85a.", "a container that holds itself"),
-        (b"}q\x00Nh\x00s.", "a container that holds itself"),
-        (
-            b"\x80\x03"
-            + OBJECT
-            + b"0"
-            + EMPTY
-            + b"q\x00(K\x01K\x01\x85"
-            + OBJECT
-            + b"\x89](h\x00etb.",
-            "a container that holds itself",
-        ),
-        # What a message or a check would spell out or multiply.
-        (named("numpy", "dtype", chain(b"q\x000](h\x00h\x00e", 64) + b"\x85"), "the dtype list"),
-        (named("numpy", "dtype", text("f" * NESTED) + b"\x85"), f"the dtype '{'f' * 20}'"),
-        (array_of(b"(" + b"K\x01" * 65 + b"t", DTYPE, b"C\x04abcd"), "64 at most"),
-        (array_of(b"\x8a\x09" + bytes(8) + b"\x01\x85", DTYPE, b"C\x04abcd"), "64 at most"),
-        (
-            array_of(
-                b"(" + b"\x8b" + struct.pack("<i", 9999) + b"a" * 9999 + b"t", DTYPE, b"C\x00"
-            ),
-            "64",
-        ),
-        (b"I" + b"9" * 5000 + b"\n.", "4300 digits"),
-        (b"Fx" + b"9" * 9999 + b"\n.", "could not convert"),
-        (b"\x80\x03" + EMPTY + b"(" + b"N" * 10 + b"tb.", "a state that is no short tuple"),
-        (b"\x80\x03" + EMPTY + b"]b.", "a state that is no short tuple"),
-        (
-            array_of(b"K\x00\x85", DTYPE.replace(b"\x02f4", b"\x0aS999999999"), b"C\x00"),
-            "too large",
-        ),
-        (named("numpy", "dtype", text("U999999999") + b"\x85"), "must be a whole pickle"),
-        (named("numpy", "dtype", text("(1000000000,)f8") + b"\x85"), "the dtype "),
-        (named("numpy", "dtype", text("f8,f8") + b"\x85"), "the dtype 'f8,f8'"),
-        *(
-            (
-                array_of(b"K\x01\x85", DTYPE.replace(b"f4", b"U1") + order, b"C\x04" + raw),
-                "no characters",
-            )
-            for order, raw in (
-                (b"", struct.pack("<I", 0x110000)),
-                (b"(K\x03U\x01>NNNK\x00K\x00K\x00tb", struct.pack(">I", 0x110000)),
-            )
-        ),
-        (b"\x80\x03" + EMPTY + b".", "an array without content"),
-        (b"\x80\x02]K\x01b.", "a state for list"),
-        (b"\x80\x02cbuiltins\nset\n)RK\x01b.", "a state for set"),
-        (b"\x80\x02cbuiltins\nset\n]R.", "to call _Global"),
-        (b"\x80\x02K\x01)R.", "to call int"),
+        (b"]" * 20_000 + b"a" * 19_999 + b".", "RecursionError"),
+        (b"}" + b"N}" * 20_000 + b"s" * 20_000 + b".", "RecursionError"),
     ],
-    ids=itertools.count(),
 )
-def test_data_shaped_to_harm_is_refused(tmp_path, content, message):
-    path = write(tmp_path, content)
-    with pytest.raises(ValueError, match=message) as caught:
-        load_pickle(path)
-    assert len(str(caught.value)) < 600
+def test_data_too_deep_is_a_clear_error(tmp_path, content, error):
+    with pytest.raises(ValueError, match=f"must be a whole pickle .*, got {error}"):
+        load(tmp_path, content)
+
+
+def test_what_is_shared_takes_no_time_and_may_hold_itself(tmp_path):
+    # 64 levels, of which each has the one below twice.
+    value = load(tmp_path, b"K\x01" + b"2\x86" * 64 + b".")
+    assert value[0] is value[1]
+    (value,) = load(tmp_path, b"]q\x00h\x00\x85a.")
+    assert value[0][0] is value
+    value = load(
+        tmp_path, b"\x80\x03" + EMPTY + b"q\x00(K\x01K\x01\x85" + OBJECT + b"\x89](h\x00etb."
+    )
+    assert value[0] is value
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        {tuple(range(100)): 1, ("v", (1, 2.0, b"x"), None, frozenset({("a", 1)})): 2},
-        {"a" * 25_000: 1, 2**14_000: 2, np.float32(1.5): 3, np.str_("x"): 4, True: 5, 1j: 6},
         [tuple(range(10_000)), set(range(10_000)), frozenset(map(str, range(10_000)))],
         functools.reduce(lambda inner, _: [inner], range(100), 1),
         functools.reduce(lambda inner, _: {"x": (inner,)}, range(50), np.ones(2)),
         [[0.5] * 200] * 200,
+        [np.zeros(10_000, "<U5"), bytearray(50_000), bytes(50_000)],
     ],
-    ids=["tuples", "long keys", "wide", "lists", "dicts", "shared"],
+    ids=["wide", "lists", "dicts", "shared", "compressible"],
 )
 @pytest.mark.parametrize("protocol", range(6))
-def test_data_within_the_bounds_is_read(tmp_path, value, protocol):
-    assert same(value, load(tmp_path, pickle.dumps(value, protocol)))
-
-
-def test_a_large_memo_index_takes_no_memory(tmp_path):
-    path = write(tmp_path, b"\x80\x04Nr\xff\xff\xff\xffp99999999999\n.")
-    tracemalloc.start()
-    assert load_pickle(path) is None
-    assert tracemalloc.get_traced_memory()[1] < 2**20
-    tracemalloc.stop()
-
-
-LONG = 10_000
-LATIN = b"X\x06\x00\x00\x00latin1q\x010"
-
-
-@pytest.mark.parametrize(
-    ("first", "again"),
-    [
-        (b"X" + struct.pack("<I", LONG) + b"a" * LONG, b"c_codecs\nencode\nh\x00h\x01\x86R"),
-        (b"B" + struct.pack("<I", LONG) + b"a" * LONG, b"cbuiltins\nbytearray\nh\x00\x85R"),
-        (b"](" + b"K\x01" * LONG + b"e", b"cbuiltins\nset\nh\x00\x85R"),
-        (b"](" + b"K\x01" * LONG + b"e", b"cbuiltins\nfrozenset\nh\x00\x85R"),
-        (
-            b"B" + struct.pack("<I", LONG) + b"a" * LONG,
-            EMPTY + b"(K\x01M" + struct.pack("<H", LONG // 4) + b"\x85" + DTYPE + b"\x89h\x00tb",
-        ),
-    ],
-    ids=["encode", "bytearray", "set", "frozenset", "array"],
-)
-def test_content_is_not_multiplied_through_the_memo(tmp_path, first, again):
-    start = b"\x80\x03" + LATIN + first + b"q\x000]("
-    assert len(load(tmp_path, start + again + b"e.")) == 1
-    with pytest.raises(ValueError, match="content repeated to more than the size of the file"):
-        load(tmp_path, start + again * 6 + b"e.")
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_content_that_compresses_is_no_repetition(tmp_path, protocol):
-    value = [np.zeros(10_000, "<U5"), bytearray(50_000), bytes(50_000), {*range(5000)}]
+def test_large_data_is_read(tmp_path, value, protocol):
     assert same(value, load(tmp_path, pickle.dumps(value, protocol)))
 
 
@@ -749,7 +633,7 @@ def test_a_cached_extension_is_refused(tmp_path):
     copyreg.add_extension("os", "getcwd", 250)
     try:
         pickle.loads(b"\x80\x02\x82\xfa.")
-        with pytest.raises(ValueError, match="the opcode EXT1"):
+        with pytest.raises(ValueError, match=r"load_pickle refuses 'os\.getcwd'"):
             load(tmp_path, b"\x80\x02\x82\xfa)R.")
     finally:
         copyreg.remove_extension("os", "getcwd", 250)
@@ -759,26 +643,12 @@ def test_a_cached_extension_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "must be a pickle, got an empty file"),
-        (b"not a pickle", "must be a whole pickle"),
-        (b"\xff\xff", r"before byte 1 of 2 with .*: no opcode b'\\xff'"),
-        (b"\x80\x04N", "ends before STOP"),
-        (b"\x80\x04X\x05\x00\x00\x00ab", "ends inside BINUNICODE"),
-        (b"cnumpy\nndarr", "ends inside GLOBAL"),
-        (b"\x80\x04J\x01\x02", "ends inside BININT"),
-        (b"K\x01\x87.", "TUPLE3 asks for what is not there"),
-        (b"h\x07.", "BINGET asks for what is not there"),
-        (b"Saba\n.", "STRING is not in quotes"),
-        (b"S'a\"\n.", "STRING is not in quotes"),
-        (b"S'\n.", "STRING is not in quotes"),
-        (b"NK\x01a.", "APPEND on NoneType"),
-        (b"\x96" + bytes(8) + b"(K\x01e.", "APPENDS on bytearray"),
-        (b"](K\x00Nu.", "SETITEMS on list"),
-        (b"](K\x00\x90.", "ADDITEMS on list"),
-        (b"}(K\x01u.", "a dict with a key that has no value"),
-        (b"T\xff\xff\xff\xffabc.", "BINSTRING declares -1 bytes"),
-        (b"\x80\x04.", "UnpicklingError"),
-        (b"\x80\x63N.", "pickle protocol 99, which is unknown"),
+        (b"", "must be a pickle, got an empty file: copy or download it again"),
+        (b"not a pickle", "must be a whole pickle .* write or download it again"),
+        (b"\x80\x04N", "got EOFError"),
+        (b"cnumpy\nndarr", "pickle data was truncated"),
+        (b"video,text,label\n1,good,2.0\n", "got UnpicklingError: invalid load key, 'v'"),
+        (b"\x80\x63N.", "unsupported pickle protocol: 99"),
     ],
 )
 def test_damaged_files_name_the_file(tmp_path, content, message):
@@ -786,11 +656,6 @@ def test_damaged_files_name_the_file(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_pickle(path)
     assert str(caught.value).startswith(str(path))
-
-
-def zipped(path):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("mosi.pkl", pickle.dumps([1]))
 
 
 def compressed(module):
@@ -801,10 +666,6 @@ def compressed(module):
     return make
 
 
-def saved(new):
-    return lambda path: torch.save({"x": torch.ones(2)}, path, _use_new_zipfile_serialization=new)
-
-
 def numpy_saved(save):
     def make(path):
         with path.open("wb") as file:
@@ -813,78 +674,45 @@ def numpy_saved(save):
     return make
 
 
+def zipped(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("mosi.pkl", pickle.dumps([1]))
+
+
 def content_of(content):
     return lambda path: path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
-    ("make", "what", "mend"),
+    ("make", "what"),
     [
-        (saved(True), "a file of torch.save", "torch.load"),
-        (saved(False), "a file of torch.save", "torch.load"),
-        (numpy_saved(np.savez), "a NumPy .npz archive", "numpy.load"),
-        (numpy_saved(np.savez_compressed), "a NumPy .npz archive", "numpy.load"),
-        (numpy_saved(np.save), "a NumPy .npy file", "numpy.load"),
-        (zipped, "an archive", "unpack it"),
-        (lambda path: zipfile.ZipFile(path, "w").close(), "an archive", "unpack it"),
-        (lambda path: tarfile.open(path, "w").close(), "must be a whole pickle", "damaged"),
-        (content_of(bytes(257) + b"ustar"), "an archive", "unpack it"),
-        (content_of(b"7z\xbc\xaf'\x1c\0\4"), "an archive", "unpack it"),
-        (content_of(b"Rar!\x1a\x07\x01\0"), "an archive", "unpack it"),
-        (compressed(gzip), "compressed with gzip", "gunzip"),
-        (compressed(bz2), "compressed with bzip2", "bunzip2"),
-        (compressed(lzma), "compressed with xz", "unxz"),
-        (content_of(b"\x28\xb5\x2f\xfd\x04"), "compressed with Zstandard", "unzstd"),
-        (content_of(b"\x04\x22\x4d\x18\x64"), "compressed with LZ4", "unlz4"),
-        (content_of(b"\x89HDF\r\n\x1a\n" + bytes(9)), "an HDF5 file", "h5py"),
-        (content_of(b"MATLAB 5.0 MAT-file, Platform"), "a MATLAB file", "loadmat"),
-        (content_of(b"PAR1\x15\x04"), "a Parquet file", "read_parquet"),
-        (content_of(b"ARROW1\0\0\xff\xff"), "an Arrow file", "datasets"),
-        (content_of(b"\xff\xff\xff\xff\x80\1\0\0\x10\0\0\0"), "an Arrow file", "datasets"),
-        (
-            content_of(
-                struct.pack("<Q", 59) + b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-            ),
-            "a safetensors file",
-            "load_file",
-        ),
-        (
-            content_of(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n"),
-            "a pointer of git-LFS",
-            "git lfs pull",
-        ),
-        (content_of(b"\n <!DOCTYPE HTML>\n<html>Sign in"), "a web page", "download"),
-        (content_of(b"<html><body>Quota exceeded"), "a web page", "download"),
-        (content_of(b"<?xml version='1.0'?><Error>"), "a web page", "download"),
-        (content_of(b"id,text,label\n1,good,2.0\n"), "it seems to be text", "from_arrays"),
-        (content_of(b"segment,text\n1,good\n"), "it seems to be text", "from_arrays"),
-        (content_of(b"Phrase\tlabel\ngood\t1\n"), "it seems to be text", "from_arrays"),
-        (content_of(b"clip\n1\n2\n"), "it seems to be text", "from_arrays"),
-        (content_of(b"Name,y\n.\n"), "it seems to be text", "from_arrays"),
-        (content_of("\ufeffvidéo,y\n".encode()), "it seems to be text", "from_arrays"),
-        (content_of(b'{"train": {"text": [[1.0]]}}'), "it seems to be text", "from_arrays"),
-        (content_of(b"[1, 2]"), "it seems to be text", "from_arrays"),
-        (content_of(b"\n"), "it seems to be text", "from_arrays"),
-        (content_of(("x" + "é" * 300).encode()), "it seems to be text", "from_arrays"),
-        (content_of(pickle.dumps({"x": [1] * 9}, 0)[:-9]), "protocol 0", "text"),
-        (content_of(pickle.dumps({"x": [1] * 9}, 4)[:-9]), "it is damaged", "download it again"),
-        (content_of(bytes(100)), "it is damaged", "download it again"),
-        (content_of(bytes(range(255, 0, -1))), "it is damaged", "download it again"),
+        (lambda path: torch.save(torch.ones(2), path), "a file of torch.save: torch.load"),
+        (numpy_saved(np.savez), "a file of numpy.save: numpy.load"),
+        (numpy_saved(np.savez_compressed), "a file of numpy.save: numpy.load"),
+        (numpy_saved(np.save), "a file of numpy.save: numpy.load"),
+        (zipped, "an archive, or compressed: unpack"),
+        (compressed(gzip), "an archive, or compressed: unpack"),
+        (compressed(bz2), "an archive, or compressed: unpack"),
+        (compressed(lzma), "an archive, or compressed: unpack"),
+        (content_of(b"7z\xbc\xaf'\x1c\0\4"), "an archive, or compressed: unpack"),
+        (content_of(b"\x89HDF\r\n\x1a\n" + bytes(9)), "an HDF5 file"),
+        (content_of(b"version https://git-lfs.github.com/spec/v1\noid"), "a pointer of git-LFS"),
+        (content_of(b"\n <!DOCTYPE HTML>\n<html>Sign in"), "a web page"),
+        (content_of(b"<html><body>Quota exceeded"), "a web page"),
+        (content_of(b"<?xml version='1.0'?><Error>"), "a web page"),
     ],
     ids=itertools.count(),
 )
-def test_other_kinds_of_file_are_named(tmp_path, make, what, mend):
+def test_other_kinds_of_file_are_named(tmp_path, make, what):
     path = tmp_path / "mosi.pkl"
     make(path)
-    with pytest.raises(ValueError, match=r"mosi\.pkl must be a ") as caught:
+    with pytest.raises(ValueError, match=rf"mosi\.pkl must be a pickle, got {what}"):
         load_pickle(path)
-    assert what in str(caught.value)
-    assert mend in str(caught.value)
 
 
 @pytest.mark.parametrize("load_from", [str, Path])
 def test_a_directory_is_an_os_error(tmp_path, load_from):
-    with pytest.raises(IsADirectoryError, match="must be a file, got a directory") as caught:
+    with pytest.raises(IsADirectoryError) as caught:
         load_pickle(load_from(tmp_path))
     assert str(tmp_path) in str(caught.value)
 
@@ -893,8 +721,8 @@ def test_a_lack_of_memory_is_said_as_such(tmp_path, monkeypatch):
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(unpickling._Finish, "real", fail)
-    with pytest.raises(MemoryError, match=r"file\.pkl needs more memory than there is for 5 bytes"):
+    monkeypatch.setattr(_pickle, "_real", fail)
+    with pytest.raises(ValueError, match=r"file\.pkl must be a whole pickle .*, got MemoryError"):
         load(tmp_path, b"\x80\x04K\x01.")
 
 
@@ -903,17 +731,6 @@ def test_every_truncation_is_a_clear_error(tmp_path):
     for end in range(1, len(content)):
         with pytest.raises(ValueError, match="must be a whole pickle"):
             load(tmp_path, content[:end])
-
-
-@given(st.data())
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_altered_files_load_or_raise_value_error(tmp_path, data):
-    content = bytearray(pickle.dumps({"x": np.arange(3.0), "y": (["a"], 1.5, {2})}, 2))
-    for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    # Any other error fails the test.
-    with contextlib.suppress(ValueError):
-        load(tmp_path, bytes(content))
 
 
 def test_a_missing_file_is_an_os_error(tmp_path):

@@ -1,0 +1,162 @@
+"""Data sets from arrays and columns of one's own."""
+
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tdmer._checks import check_names
+from tdmer.data.dataset import MultimodalDataset, as_array, as_features, check_present
+from tdmer.data.readers import _pads
+
+
+def from_arrays(
+    inputs: Mapping[str, Any],
+    labels: Any,
+    *,
+    ids: Iterable[Any] | None = None,
+    lengths: Mapping[str, Any] | None = None,
+    masks: Mapping[str, Any] | None = None,
+) -> MultimodalDataset:
+    """Make a data set of padded arrays, without their pads.
+
+    For every modality its real steps are those of its mask; else its length says how many there
+    are, on the side where nothing but zeros lies outside; else steps of zeros at one end are pads.
+    The end is found from the whole array: that at which more than twice as many samples have zeros
+    as at the other, so that zeros within a sequence, or at its other end, are kept. A sample of
+    zeros only, be it one single step, lacks the modality: give its length or mask where such zeros
+    are data. NaN and ±inf are values, not pads.
+
+    Args:
+        inputs: modality name → ``(n, t, f)`` array or tensor of numbers.
+        labels: ``(n,)`` or ``(n, k)`` numbers, of any kind of column; None and NaN: missing.
+        ids: one name per sample, str, bytes or int; running numbers by default.
+        lengths: modality name → ``(n,)`` whole numbers. Any modalities may be left out.
+        masks: modality name → ``(n, t)``, True or 1 where a step is real, without holes. What lies
+            outside is dropped whatever it holds. Any modalities may be left out.
+
+    Returns:
+        The data set.
+
+    Raises:
+        TypeError: an argument that is no mapping or column.
+        ValueError: counts, shapes, lengths, masks or labels that are wrong, a side that cannot be
+            told, or a sample without a real step in any modality; the message names the sample.
+
+    Example:
+        >>> x = np.zeros((2, 3, 1))
+        >>> x[0, 2:] = x[1, 1:] = 1.0
+        >>> from_arrays({"text": x}, [0.6, -1.0]).lengths["text"]
+        tensor([1, 2])
+        >>> from_arrays({"text": x}, [0.6, -1.0], lengths={"text": [2, 3]}).lengths["text"]
+        tensor([2, 3])
+    """
+    lengths, masks = {} if lengths is None else lengths, {} if masks is None else masks
+    _check_names(inputs=inputs, lengths=lengths, masks=masks)
+    sequences = {}
+    for modality, value in inputs.items():
+        name = f"inputs[{modality!r}]"
+        x = as_features(name, value, "(n, t, f)")
+        if modality in lengths and modality in masks:
+            raise ValueError(f"{name} must have lengths or a mask, got both")
+        if modality in masks:
+            spans = _pads.spans_from_mask(f"masks[{modality!r}]", masks[modality], x)
+        elif modality in lengths:
+            spans = _pads.spans_from_lengths(f"lengths[{modality!r}]", lengths[modality], x)
+        else:
+            spans = _pads.spans_from_zeros(name, x)
+        sequences[modality] = _pads.cut(x, spans)
+    return _dataset(sequences, labels, ids)
+
+
+def from_sequences(
+    inputs: Mapping[str, Iterable[Any]], labels: Any, *, ids: Iterable[Any] | None = None
+) -> MultimodalDataset:
+    """Make a data set of columns of ragged sequences.
+
+    A column is anything that yields one item per sample: a list, a column of a pandas frame or a
+    Hugging Face data set, an Arrow array. An item is ``(t_i, f)`` numbers, as an array, a tensor,
+    nested lists or an array of arrays; None, NaN or no steps: the sample lacks the modality. Zeros
+    are values.
+
+    Args:
+        inputs: modality name → column of sequences.
+        labels: ``(n,)`` or ``(n, k)`` numbers, of any kind of column; None and NaN: missing.
+        ids: one name per sample, str, bytes or int; running numbers by default.
+
+    Returns:
+        The data set.
+
+    Raises:
+        TypeError: an argument that is no mapping or column.
+        ValueError: an item that is no sequence, counts or widths that disagree, labels that are no
+            numbers, or a sample without a step in any modality; the message names the sample.
+
+    Example:
+        >>> audio = [[[0.1, 0.2]], None]
+        >>> text = [np.ones((3, 4)), np.ones((2, 4))]
+        >>> data = from_sequences({"audio": audio, "text": text}, [0.6, None], ids=["a", "b"])
+        >>> data.lengths["audio"], data.labels
+        (tensor([1, 0]), tensor([0.6000,    nan]))
+    """
+    _check_names(inputs=inputs)
+    sequences = {}
+    for modality, column in inputs.items():
+        name = f"inputs[{modality!r}]"
+        found = [_item(f"{name}[{n}]", x) for n, x in enumerate(_entries(name, column))]
+        width = next((x.shape[1] for x in found if x is not None and x.ndim == 2), 0)
+        missing = np.empty((0, width), np.float32)
+        sequences[modality] = [missing if x is None else x for x in found]
+    return _dataset(sequences, labels, ids)
+
+
+def _check_names(inputs: Any, **others: Any) -> None:
+    for name, value in {"inputs": inputs, **others}.items():
+        if not isinstance(value, Mapping):
+            got = type(value).__name__
+            raise TypeError(f"{name} must map modality names to arrays or columns, got {got}")
+        for modality in value:
+            if modality not in inputs:
+                raise ValueError(f"{name} must name modalities of {list(inputs)}, got {modality!r}")
+    check_names("inputs", list(inputs))
+
+
+def _dataset(inputs: Mapping[str, Any], labels: Any, ids: Any) -> MultimodalDataset:
+    target = labels if hasattr(labels, "__array__") else _entries("labels", labels)
+    target = as_array("labels", target)
+    if target.dtype.kind == "O":
+        # Columns of objects: None, or pandas' NA, among the numbers, or one list per sample.
+        known = [np.nan if _is_missing(x) else x for x in target.tolist()]
+        target = as_array("labels", known)
+    target = target[:, 0] if target.shape[1:] == (1,) else target
+    data = MultimodalDataset(inputs, target, None if ids is None else _entries("ids", ids))
+    check_present(data)
+    return data
+
+
+def _item(name: str, item: Any) -> NDArray[Any] | None:
+    """Return one item of a column as an array, None where it is missing."""
+    x = None if _is_missing(item) else as_array(name, item)
+    if x is not None and x.dtype.kind == "O" and x.ndim == 1 and len(x):
+        # What pandas makes of nested lists in a file.
+        x = as_array(name, [np.asarray(step) for step in x])
+    return None if x is None or x.shape == (0,) else x
+
+
+def _entries(name: str, column: Any) -> list[Any]:
+    scalar = isinstance(column, (np.ndarray, Tensor)) and column.ndim == 0
+    if scalar or isinstance(column, (str, bytes, Mapping)) or not isinstance(column, Iterable):
+        raise TypeError(f"{name} must be a column, such as a list, got {type(column).__name__}")
+    # Scalars of Arrow know how to become plain.
+    entries = (x.as_py() if hasattr(x, "as_py") else x for x in column)
+    return [x.item() if isinstance(x, Tensor) and x.ndim == 0 else x for x in entries]
+
+
+def _is_missing(item: Any) -> bool:
+    if isinstance(item, Real):
+        return item != item
+    # pandas' NA compares to nothing, and pandas is no dependency.
+    return item is None or type(item).__name__ == "NAType"

@@ -429,6 +429,12 @@ BAD = [
         r"puts\['audio'\], sample 1 \('v\$_\$2'\), must have 2 .*got 1",
     ),
     (
+        "ragged, with too few lengths",
+        put(audio=[np.ones((steps, 2)) for steps in AUDIO], audio_lengths=[3, 1]),
+        {},
+        r"\['audio'\]\[2\] must have None declared steps, got float64 of shape \(0, 2\)",
+    ),
+    (
         "ragged, of another length",
         put(audio=[np.ones((3, 2)), np.ones((2, 2)), np.ones((0, 2))]),
         {},
@@ -612,6 +618,7 @@ BAD = [
 @pytest.mark.parametrize(
     ("change", "options", "message"), [pytest.param(*case, id=name) for name, *case in BAD]
 )
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_files(tmp_path, change, options, message):
     content = {"train": make_split(), "valid": make_split()}
     changed = change(content)

@@ -277,6 +277,7 @@ BAD = [
 @pytest.mark.parametrize(
     ("change", "message"), [pytest.param(*case, id=name) for name, *case in BAD]
 )
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_files(tmp_path, change, message):
     content = {"train": make_split(), "valid": make_split()}
     changed = change(content)

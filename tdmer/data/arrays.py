@@ -125,12 +125,11 @@ def _check_names(inputs: Any, **others: Any) -> None:
 
 
 def _dataset(inputs: Mapping[str, Any], labels: Any, ids: Any) -> MultimodalDataset:
-    target = labels if hasattr(labels, "__array__") else _entries("labels", labels)
-    target = as_array("labels", target)
+    plain = labels if hasattr(labels, "__array__") else _entries("labels", labels)
+    target = as_array("labels", plain)
     if target.dtype.kind == "O":
         # Columns of objects: None, or pandas' NA, among the numbers, or one list per sample.
-        known = [np.nan if _is_missing(x) else x for x in target.tolist()]
-        target = as_array("labels", known)
+        target = as_array("labels", [np.nan if _is_missing(x) else x for x in target.tolist()])
     target = target[:, 0] if target.shape[1:] == (1,) else target
     data = MultimodalDataset(inputs, target, None if ids is None else _entries("ids", ids))
     check_present(data)

@@ -4,7 +4,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
@@ -148,20 +148,18 @@ class MultimodalDataset(Dataset[Sample]):
         """Return the number of samples."""
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: SupportsIndex) -> Sample:
         """Return one sample; negative indices count from the end."""
         try:
-            index = operator.index(index)
+            number = operator.index(index)
         except TypeError:
-            raise TypeError(
-                f"index must be a whole number, got {index!r:.100}: torch.utils.data.Subset takes "
-                "several, as in Subset(data, range(2, 5))"
-            ) from None
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index must be in [-{len(self)}, {len(self)}), got {index}")
-        index %= len(self)
-        inputs = {name: steps[index] for name, steps in self._steps.items()}
-        return Sample(inputs, self.labels[index], self.ids[index])
+            rule = "a whole number (torch.utils.data.Subset takes several)"
+            raise TypeError(f"index must be {rule}, got {index!r:.100}") from None
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"index must be in [-{len(self)}, {len(self)}), got {number}")
+        number %= len(self)
+        inputs = {name: steps[number] for name, steps in self._steps.items()}
+        return Sample(inputs, self.labels[number], self.ids[number])
 
 
 def check_present(data: MultimodalDataset) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,8 +104,8 @@ def find_modalities(split: Mapping[str, Any], text: str = "text") -> dict[str, s
     return {modality: key for modality, key in keys.items() if key in split}
 
 
-def check_lengths(name: str, column: Sequence[Any], lengths: Sequence[int]) -> None:
+def check_lengths(name: str, column: Iterable[Any], lengths: Iterable[Any]) -> None:
     """Raise unless every sequence of a column has the steps that the file declares."""
-    for number, (x, steps) in enumerate(zip(column, lengths, strict=False)):
+    for number, (x, steps) in enumerate(zip_longest(column, lengths)):
         if np.shape(x)[:1] != (steps,):
             raise ValueError(f"{name}[{number}] must have {steps} declared steps, got {kind(x)}")

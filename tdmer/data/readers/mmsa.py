@@ -107,7 +107,8 @@ def _inputs(name: str, split: Mapping[str, Any], text: str) -> dict[str, Sequenc
             lengths = words.stop - words.start
         if isinstance(x, list) or (isinstance(x, np.ndarray) and x.dtype.kind == "O"):
             inputs[modality] = list(x)
-            _columns.check_lengths(place, inputs[modality], [] if lengths is None else lengths)
+            if lengths is not None:
+                _columns.check_lengths(place, x, lengths)
             continue
         x = as_features(place, x, "(n, t, f)")
         aligned = words if tokens is not None and x.shape[:2] == tokens.shape[:2] else None

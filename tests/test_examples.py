@@ -23,7 +23,6 @@ from accelerate.state import AcceleratorState
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 QUICK = ["--width", "8", "--heads", "2", "--epochs", "2"]
-VISUAL = "vision"  # what MMSA's reader calls the visual modality
 METRICS = {"mae", "corr", "acc7", "acc5", "acc2_non0", "f1_non0", "acc2_has0", "f1_has0"}
 
 
@@ -104,14 +103,14 @@ def test_a_run_writes_what_it_says_and_can_be_loaded(monkeypatch, saved, mmsa, t
     assert [row["epoch"] for row in found["history"]] == [0, 1]
     for row in found["history"]:
         assert tuple(row["train"]) == LossTerms._fields
-        assert row["weights"].keys() == {"common", "text", "audio", VISUAL}
+        assert row["weights"].keys() == {"common", "text", "audio", "video"}
     # The chosen epoch is the one that was best in validation.
     maes = [row["valid"]["mae"] for row in found["history"]]
     assert found["epoch"] == int(np.argmin(maes))
     assert found["valid"] == found["history"][found["epoch"]]["valid"]
 
     config = json.loads((saved / "config.json").read_text())
-    assert config["model"]["dims"] == {"text": 4, "audio": 3, VISUAL: 2}
+    assert config["model"]["dims"] == {"text": 4, "audio": 3, "video": 2}
     assert config["data"].keys() == {mmsa.name}
     assert len(config["data"][mmsa.name]) == 64
 
@@ -123,7 +122,7 @@ def test_a_run_writes_what_it_says_and_can_be_loaded(monkeypatch, saved, mmsa, t
     assert len(predictions) == 24
     assert np.mean(errors) == pytest.approx(found["test"]["mae"], abs=1e-3)
     assert set(predictions[0]) == {
-        "id", "label", "prediction", "common", "text", "audio", VISUAL,
+        "id", "label", "prediction", "common", "text", "audio", "video",
     }  # fmt: skip
     mean = np.mean([float(row["text"]) for row in predictions])
     assert mean == pytest.approx(found["weights"]["text"], abs=1e-3)
@@ -261,7 +260,7 @@ def as_type(dtype):
     return change
 
 
-MODEL = {"dims": {"text": 4, "audio": 3, VISUAL: 2}, "num_classes": 7, "width": 8, "heads": 2}
+MODEL = {"dims": {"text": 4, "audio": 3, "video": 2}, "num_classes": 7, "width": 8, "heads": 2}
 
 
 @pytest.mark.parametrize(
@@ -359,9 +358,9 @@ def test_predict_names_what_does_not_fit(monkeypatch, tmp_path, saved, mmsa):
     assert "one of ['train'" in refusal(
         monkeypatch, "predict", saved, *data, "--split", "dev", *out
     )
-    for drop in (["hearing"], ["text", "audio", VISUAL]):
+    for drop in (["hearing"], ["text", "audio", "video"]):
         message = refusal(monkeypatch, "predict", saved, *data, *out, "--drop", *drop)
-        assert f"--drop must be some, not all, of ['text', 'audio', '{VISUAL}']" in message
+        assert f"--drop must be some, not all, of ['text', 'audio', 'video']" in message
     splits = pickle.loads(mmsa.read_bytes())
     for split in splits.values():
         split["audio"] = split["audio"][..., :2]

@@ -360,7 +360,7 @@ def test_predict_names_what_does_not_fit(monkeypatch, tmp_path, saved, mmsa):
     )
     for drop in (["hearing"], ["text", "audio", "video"]):
         message = refusal(monkeypatch, "predict", saved, *data, *out, "--drop", *drop)
-        assert f"--drop must be some, not all, of ['text', 'audio', 'video']" in message
+        assert "--drop must be some, not all, of ['text', 'audio', 'video']" in message
     splits = pickle.loads(mmsa.read_bytes())
     for split in splits.values():
         split["audio"] = split["audio"][..., :2]

@@ -157,7 +157,7 @@ def train(args: argparse.Namespace) -> None:
                 optimizer.zero_grad()
             # Terms are means over samples, of all processes; the number of samples comes last.
             sums += len(batch.labels) * torch.stack([*terms, torch.ones_like(terms.total)]).detach()
-        *sums, samples = sums.tolist()
+        *totals, samples = sums.tolist()
         losses = {name: x / samples for name, x in zip(LossTerms._fields, totals, strict=True)}
         if not math.isfinite(losses["total"]):
             raise ValueError(f"the loss is {losses['total']} in epoch {epoch}: try a smaller --lr")

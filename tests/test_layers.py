@@ -93,12 +93,14 @@ class TestInputNormalization:
         x = torch.tensor([[[1.0], [1.0 + 1e-9]]], dtype=torch.float64)
         norm.fit([(x, None)])
         torch.testing.assert_close(norm(x).flatten(), x.new_tensor([-1.0, 1.0]), rtol=1e-6, atol=0)
-        large = torch.tensor([[[1e6], [3e6]]])
+        large = torch.tensor([[[5e4], [7e4]]])  # float16 ends at 65504
         norm = InputNormalization(1)
-        norm.fit([(large / 1e6, None)])
-        assert norm.half()(large / 1e6).tolist() == [[[-1.0], [1.0]]]
+        norm.fit([(large, None)])
+        torch.testing.assert_close(
+            norm.half()(large).flatten().tolist(), [-1.0, 1.0], atol=0.01, rtol=0
+        )
         norm.std.zero_()
-        assert norm(large / 1e6).isfinite().all()
+        assert norm(large / 1e4).isfinite().all()
 
     def test_nothing_to_fit_is_an_error(self):
         with pytest.raises(ValueError, match="batches must hold at least one real, finite entry"):

@@ -74,6 +74,11 @@ class TestWithoutHidden:
             assert torch.equal(kept, x[row][mask[row]])
         assert (left is None) == (set(steps) == {longest})
 
+    def test_long_sequences_keep_their_order_too(self):
+        mask = torch.arange(2000).unsqueeze(0) % 3 > 0
+        _, (found,) = without_hidden(mask, torch.arange(2000.0).view(1, 2000, 1))
+        assert torch.equal(found.flatten(), torch.arange(2000.0)[mask[0]])
+
     def test_no_mask_leaves_all(self):
         x = torch.zeros(2, 3, 1)
         mask, (same,) = without_hidden(None, x)

@@ -38,10 +38,6 @@ traceable = pytest.mark.skipif(
 )
 
 
-# Forward mode of torch compiles its own decompositions.
-forward_mode = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
-)
 far_outside = pytest.mark.filterwarnings("ignore:features must lie in an interval")
 
 
@@ -414,7 +410,6 @@ def test_samples_of_one_shape_are_one_operation() -> None:
 # Gradients
 
 
-@forward_mode
 @pytest.mark.parametrize("n_moments", [1, 2, 5])
 @pytest.mark.parametrize("elements", [6, 2**18])
 @pytest.mark.parametrize("kind", ["all", "masked", "weighted", "both"])
@@ -435,7 +430,6 @@ def test_gradcheck(kind: str, elements: int, n_moments: int) -> None:
         assert torch.autograd.gradgradcheck(loss, inputs)
 
 
-@forward_mode
 def test_gradcheck_of_weights() -> None:
     x, y = random_samples(5, 4)
     weights = torch.tensor([1.0, 0.5, 3.0, 2.0, 0.25]).double().requires_grad_()
@@ -446,7 +440,6 @@ def test_gradcheck_of_weights() -> None:
     )
 
 
-@forward_mode
 def test_gradcheck_of_merged_moments() -> None:
     moments = torch.stack([central_moments(part) for part in random_samples(5, 4)])
     weights = torch.tensor([2.0, 1.0]).double().requires_grad_()
@@ -454,7 +447,6 @@ def test_gradcheck_of_merged_moments() -> None:
     assert torch.autograd.gradcheck(merge_moments, inputs, check_forward_ad=True)
 
 
-@forward_mode
 @pytest.mark.parametrize("lengths", [(4, 4), (4, 3)], ids=["side by side", "apart"])
 def test_forward_mode_is_the_directional_derivative(lengths: tuple[int, int]) -> None:
     x, y = random_samples(*lengths)
@@ -643,7 +635,6 @@ def test_compiles_without_a_graph_break() -> None:
         torch.testing.assert_close(gradient, expected)
 
 
-@forward_mode
 def test_vmap_and_grad() -> None:
     x, y = random_samples(12, 4)
     batch = x.view(3, 4, 3)

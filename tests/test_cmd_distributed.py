@@ -85,7 +85,6 @@ def work(rank: int, size: int, folder: str) -> None:
 
 
 # Forward mode of torch compiles its own decompositions.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("size", SHARES)
 def test_ranks_with_uneven_shares_equal_one_process(size: int, tmp_path: Path) -> None:
     # A server that has imported this module once forks the ranks.

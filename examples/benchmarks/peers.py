@@ -1,6 +1,6 @@
 """What the benchmarks compare with: MMSA's own MulT, and training in the style of MISA.
 
-    pip install --group bench
+    pip install -e ".[viz]"
     pip install --no-deps MMSA
 
 MMSA is imported file by file: its package imports need releases of other packages that are long

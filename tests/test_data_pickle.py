@@ -477,6 +477,7 @@ def array_of(shape, dtype, content):
     return b"\x80\x03" + EMPTY + b"(K\x01" + shape + dtype + b"\x89" + content + b"tb."
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("content", "message"),
     [

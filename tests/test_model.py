@@ -325,7 +325,7 @@ class TestDegenerate:
         terms = TDMERLoss(Sentiment())(model(inputs), torch.tensor([0.5]))
         assert_finite(terms, model)
 
-    @pytest.mark.parametrize("value", [0.0, 1.0, 1e6, NAN, INF])
+    @pytest.mark.parametrize("value", [0.0, 1.0, 1e6, 1e30, NAN, INF])
     def test_equal_inputs_saturation_and_damage(self, value):
         model = make_model()
         inputs = {n: torch.full((3, 4, width), value) for n, width in DIMS.items()}

@@ -421,6 +421,7 @@ def test_a_split_without_labels_is_refused(monkeypatch, tmp_path, mmsa, split):
     assert not out.exists()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_two_labels_a_sample_are_refused_by_name(monkeypatch, tmp_path, saved):
     inputs = {m: torch.ones(3, 2, width) for m, width in MODEL["dims"].items()}
     for labels, reason in ((torch.zeros(3, 2), "shape"), (torch.zeros(3).long(), "float")):

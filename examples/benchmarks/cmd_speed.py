@@ -5,7 +5,7 @@ Contenders: this package, the textbook port (Eq. 2 term by term, three pairs), b
 gradient in new memory, as autograd returns it, and in memory that was already in use. They take
 turns, so that a busy machine slows all of them. Run from the root of the repository:
 
-    python examples/benchmarks/cmd.py
+    python examples/benchmarks/cmd_speed.py
 """
 
 import argparse

@@ -39,9 +39,8 @@ copybutton_prompt_is_regexp = True
 
 
 def setup(app: Sphinx) -> None:
-    """Show each field of a named tuple once, and no arguments where a class takes none."""
+    """Show no arguments where a class takes none, nor those of a named tuple, which are its fields."""
     app.connect("autodoc-process-signature", _signature)
-    app.connect("autodoc-skip-member", _skip)
 
 
 def _signature(
@@ -58,10 +57,3 @@ def _signature(
     if isinstance(obj, type) and "__init__" not in vars(obj):
         return "()", None
     return signature, returns
-
-
-def _skip(
-    app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object
-) -> bool | None:
-    # What Python itself writes on the fields; then the class docstring lists them.
-    return True if (obj.__doc__ or "").startswith("Alias for field number") else None

@@ -17,19 +17,16 @@ Lengths = Sequence[int] | Int[Tensor, " n"]
 
 
 class Batch(NamedTuple):
-    """Samples padded on the right to the longest of the batch, per modality.
-
-    Attributes:
-        inputs: modality name → padded features, zeros in the pads.
-        masks: modality name → True where a step is real.
-        labels: the labels, stacked.
-        ids: the names of the samples.
-    """
+    """Samples padded on the right to the longest of the batch, per modality."""
 
     inputs: dict[str, Float[Tensor, "b t f"]]
+    """Padded features by modality, zeros in the pads."""
     masks: dict[str, Bool[Tensor, "b t"]]
+    """True where a step is real, by modality."""
     labels: Shaped[Tensor, "b ..."]
+    """The labels, stacked."""
     ids: list[str]
+    """The names of the samples."""
 
 
 def collate(

@@ -15,17 +15,14 @@ from torch.utils.data import Dataset
 
 
 class Sample(NamedTuple):
-    """One sample of a data set.
-
-    Attributes:
-        inputs: modality name → its sequence; zero steps: the modality is missing for this sample.
-        label: scalar, or one value per class for multi-label data.
-        id: the name of the sample.
-    """
+    """One sample of a data set."""
 
     inputs: dict[str, Float[Tensor, "t f"]]
+    """Its sequence by modality; zero steps: the modality is missing for this sample."""
     label: Shaped[Tensor, "..."]
+    """A scalar, or one value per class for multi-label data."""
     id: str
+    """The name of the sample."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ copybutton_prompt_is_regexp = True
 
 
 def setup(app: Sphinx) -> None:
-    """Show no arguments where a class takes none, nor those of a named tuple, which are its fields."""
+    """Show no arguments where a class takes none, nor those of a named tuple: its fields."""
     app.connect("autodoc-process-signature", _signature)
 
 

@@ -40,7 +40,7 @@ class CommonFeatures(NamedTuple):
     logits: Tensor
     """Logits of each ``C_m`` by the head that they share, ``(b, m, k)``."""
     edges: Tensor
-    """``[b, p, q]``: how strongly ``C_q`` learns from ``C_p``, ``(b, m, m)``."""
+    """How strongly ``C_q`` learns from ``C_p`` at ``[b, p, q]``, ``(b, m, m)``."""
     span: float
     """Length of the interval that holds the features."""
 
@@ -53,7 +53,7 @@ class EnhancedFeatures(NamedTuple):
     pooled: Tensor
     """Masked means of ``P_m^e``, ``(b, m, d)``; their logits are those of the branches."""
     edges: Tensor
-    """``[b, p, q]``: how strongly ``P_q^e`` learns from ``P_p^e``, ``(b, m, m)``."""
+    """How strongly ``P_q^e`` learns from ``P_p^e`` at ``[b, p, q]``, ``(b, m, m)``."""
 
 
 class TDMEROutput(NamedTuple):

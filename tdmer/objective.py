@@ -252,15 +252,16 @@ class TDMERLoss(nn.Module):
 
     def _summed(self, found: list[Mean]) -> dict[str, Tensor]:
         """Sum the means of every term, each taken over the samples of all processes."""
-        values = torch.stack([value for _, value, _ in found])
+        means = [mean for _, mean, _ in found]
         if self.group is not None:
+            values = torch.stack(means)
             counts = torch.stack([torch.as_tensor(n, device=values.device) for *_, n in found])
             counts = counts.to(values)
             sums, totals = all_reduce(torch.stack([values * counts, counts]), self.group)
-            values = sums / totals.clamp(min=1)
-        names = list(dict.fromkeys(name for name, *_ in found))
-        places = torch.tensor([names.index(name) for name, *_ in found], device=values.device)
-        sums = values.new_zeros(len(names)).index_add(0, places, values)
+            means = list(sums / totals.clamp(min=1))
+        parts: dict[str, list[Tensor]] = {}
+        for (name, *_), mean in zip(found, means, strict=True):
+            parts.setdefault(name, []).append(mean)
         # What was not computed is a plain 0.
-        nothing = dict.fromkeys(TERMS, values.new_zeros(()))
-        return {**nothing, **dict(zip(names, sums, strict=True))}
+        nothing = dict.fromkeys(TERMS, means[0].new_zeros(()))
+        return {**nothing, **{name: torch.stack(part).sum() for name, part in parts.items()}}

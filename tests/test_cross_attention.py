@@ -10,12 +10,25 @@ from tdmer.layers import (
     CrossAttention,
     CrossModalBlock,
     CrossModalEncoder,
+    cross_attention,
     sinusoidal_positions,
 )
 from tdmer.masks import zero_pads
 from tests.ragged import ragged, with_pads
 
 NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture(
+    params=[(0, 16), (2**20, 16), (2**20, 1)],
+    ids=["by the kernel", "few keys", "few scores"],
+    autouse=True,
+)
+def path(request, monkeypatch):
+    """Take each of the ways in which scores are computed."""
+    few_scores, vector = request.param
+    monkeypatch.setattr(cross_attention, "_FEW_SCORES", few_scores)
+    monkeypatch.setattr(cross_attention, "_VECTOR", vector)
 
 
 def gradients(module):
@@ -266,6 +279,20 @@ class TestParity:
                 alone.out[gone].weight.zero_()
                 alone.out[gone].bias.zero_()
             torch.testing.assert_close(found[row], alone(target, sources)[row])
+
+    @pytest.mark.parametrize(("keys", "few_scores"), [(15, 0), (16, 2 * 2 * 3 * 16)])
+    def test_the_kernel_where_scores_are_many(self, keys, few_scores, monkeypatch):
+        monkeypatch.setattr(cross_attention, "_FEW_SCORES", few_scores)
+        called = []
+        kernel = torch.nn.functional.scaled_dot_product_attention
+        monkeypatch.setattr(
+            torch.nn.functional,
+            "scaled_dot_product_attention",
+            lambda *args, **options: called.append(1) or kernel(*args, **options),
+        )
+        ours, _ = same_weights(8, 2)
+        ours(torch.randn(2, 3, 8), {"s": torch.randn(2, keys, 8)})
+        assert len(called) == (not few_scores)
 
     def test_no_sample_at_all(self):
         ours, _ = same_weights(8, 2)

@@ -9,7 +9,12 @@ from torch.nn import functional as F
 
 from tdmer._checks import check_count, check_features, check_mask, check_names, check_real
 from tdmer.layers._cpu import Dropout, ReLUDropout
-from tdmer.masks import without_hidden, zero_pads
+from tdmer.masks import is_readable, without_hidden, zero_pads
+
+# On a CPU, scores of 4 MB or less stay in the cache: plain products beat the kernel in blocks.
+_FEW_SCORES = 2**20
+# Entries of float32 in the widest vectors of a CPU.
+_VECTOR = 16
 
 
 def sinusoidal_positions(
@@ -111,7 +116,7 @@ class CrossAttention(nn.Module):
         check_features("target", target, ndim=3, width=self.width)
         _check_sources(sources, self.sources)
         target = self._placed(target)
-        found = torch.zeros_like(target)
+        found: list[Tensor] = []
         for name in self.sources:
             source, mask = sources[name], None if masks is None else masks.get(name)
             check_features(f"sources[{name!r}]", source, ndim=3, width=self.width)
@@ -124,30 +129,53 @@ class CrossAttention(nn.Module):
             update = self.out[name](update)
             if mask is not None:
                 update = update.masked_fill(~mask.any(dim=1)[:, None, None], 0.0)
-            found = found + update
-        return found
+            found.append(update)
+        total, *others = found
+        for update in others:
+            total = total + update
+        return total
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Scaled dot-product attention of every head; of all steps where there is no real one."""
+        """Attention of every head; to all steps where there is no real one."""
         width = self.width // self.heads
         query, key, value = (
             x.view(*x.shape[:2], self.heads, width).transpose(1, 2) for x in (query, key, value)
         )
-        # The CPU multiplies slowly where a head is not a multiple of a vector of 16 entries wide.
-        pad = -width % 16 if query.device.type == "cpu" else 0
-        if pad:
-            query, key, value = (F.pad(x, (0, pad)) for x in (query, key, value))
         if mask is not None:
             # A softmax over no key at all is undefined.
             mask = (mask | ~mask.any(dim=1, keepdim=True))[:, None, None, :]
-        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=width**-0.5)
-        return found[..., :width].transpose(1, 2).flatten(2)
+        few = is_readable(query) and query.shape[:3].numel() * key.shape[2] <= _FEW_SCORES
+        found = (_attend_at_once if few else _attend_in_blocks)(query, key, value, mask)
+        return found.transpose(1, 2).flatten(2)
 
     def _placed(self, x: Tensor) -> Tensor:
         """Add the positions."""
         if not self.positions:
             return x
         return x + sinusoidal_positions(x.shape[1], self.width, dtype=x.dtype, device=x.device)
+
+
+def _attend_at_once(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention whose scores are kept."""
+    query = query * query.shape[-1] ** -0.5
+    # A softmax over rows shorter than a vector goes entry by entry: few keys lie along the columns.
+    few = key.shape[2] < _VECTOR
+    scores = key @ query.transpose(2, 3) if few else query @ key.transpose(2, 3)
+    if mask is not None:
+        scores = scores.masked_fill(~(mask.transpose(2, 3) if few else mask), -torch.inf)
+    shares = scores.softmax(dim=2).transpose(2, 3) if few else scores.softmax(dim=3)
+    return shares @ value
+
+
+def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention by PyTorch's kernel, which keeps no scores."""
+    width = query.shape[-1]
+    # The CPU multiplies slowly where a head is not a multiple of a vector wide.
+    pad = -width % _VECTOR if query.device.type == "cpu" else 0
+    if pad:  # F.pad copies even where it adds nothing.
+        query, key, value = (F.pad(x, (0, pad)) for x in (query, key, value))
+    found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=width**-0.5)
+    return found[..., :width]
 
 
 def _check_sources(sources: Mapping[str, Tensor], names: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxtyping import config
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -39,12 +38,6 @@ traceable = pytest.mark.skipif(
 
 
 far_outside = pytest.mark.filterwarnings("ignore:features must lie in an interval")
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Switch the run-time checks of shapes off, which would answer first or break the graph."""
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
 
 
 def blocks_of(elements: int) -> AbstractContextManager[object]:

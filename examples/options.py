@@ -1,10 +1,53 @@
-"""Options with ranges, and options that are the arguments of a class."""
+"""The options of train.py: those with ranges, and those that are the arguments of a class."""
 
 import argparse
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+from tdmer import TDMER, TDMERLoss
+from tdmer.objective import TERMS
+
+
+def parse_args(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line of train.py, or these arguments."""
+    parser = argparse.ArgumentParser(
+        description=description.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", type=Path, help="MMSA's layout, store or .npz; without it, synthetic data")
+    add("--label", default="label", help="array of the labels in an .npz")
+    add("--group", help="array of the speakers in an .npz; else the video in the id is the group")
+    add("--split", default="official", help="or folds:K/k, random:SEED, by group")
+    add("--modalities", nargs="+", help="use only these")
+    add("--out", type=Path, default=Path("runs/latest"), help="run folder")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    again.add_argument("--overwrite", action="store_true", help="give up an unfinished run there")
+    add("--refit", type=Path, metavar="RUN", help="train on train and valid as long as RUN chose")
+    add("--seed", type=number(int), default=0)
+    add("--steps", type=number(int, 1), default=1000, help="most steps of the optimizer")
+    add("--patience", type=number(int, 1), default=300, help="steps without a better epoch to stop")
+    add("--batch-size", type=number(int, 1), default=32, help="of all processes together")
+    add("--accumulate", type=number(int, 1), default=1, help="batches per step of the optimizer")
+    add("--lr", type=number(float, below=1e6), default=1e-3, help="learning rate after the warm-up")
+    add("--warmup", type=number(int, 1), default=100, help="steps until the learning rate is full")
+    add("--average", type=number(float, below=1), default=0.99, help="decay of averaged weights")
+    add("--weight-decay", type=number(float, below=1e6), default=1e-2)
+    add("--clip", type=number(float, below=1e6), default=1.0, help="greatest norm of the gradient")
+    add("--modality-dropout", type=number(float, below=1), default=0.0, help="share left out")
+    add("--precision", choices=["no", "bf16"], default="no", help="mixed precision")
+    add("--cpu", action="store_true", help="use no accelerator")
+    add("--threads", type=number(int, 1), default=1, help="CPU threads per process")
+    add("--values", type=float, nargs="+", default=[-3, -2, -1, 0, 1, 2, 3], help="of scores")
+    add("--l1-weight", type=float, default=0.5, help="of the absolute error, for scores")
+    add("--without", nargs="*", choices=TERMS, default=[], help="terms of the loss to leave out")
+    for part in (TDMER, TDMERLoss):
+        add_arguments(parser, part)
+    return parser.parse_args(arguments)
 
 
 def number(kind: type, least: float = 0, below: float = math.inf) -> Callable[[str], Any]:
@@ -29,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser, part: type) -> None:
             )
 
 
-def take_arguments(options: dict[str, Any], part: type) -> dict[str, Any]:
-    """Remove the arguments of a class from the options, and return them."""
+def take_arguments(options: dict[str, Any], part: Callable[..., Any]) -> dict[str, Any]:
+    """Remove the arguments of a class or function from the options, and return them."""
     names = [name for name in inspect.signature(part).parameters if name in options]
     return {name: options.pop(name) for name in names}

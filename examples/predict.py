@@ -5,26 +5,25 @@
 
 Reads config.json and model.safetensors of the run folder, neither of which can run code. Writes
 one line per sample, with id, label, prediction and the fusion weight of every branch, and prints
-the metrics of the samples that have a label. The model normalises raw features itself.
+the metrics of the samples that have a label. The data are dealt out into splits as for the run, and
+the model normalises raw features itself.
 """
 
 import argparse
 import csv
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from measure import collect
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from splits import load_splits
-from torch import Tensor
+from task import Task, build_task, check_labels, metrics
 from torch.nn.modules import module
-from torch.utils.data import DataLoader
 
-from tdmer import TDMER, Sentiment, sentiment_metrics
-from tdmer.data import MultimodalDataset, collate
+from tdmer import TDMER
 
 
 def main() -> None:
@@ -34,7 +33,7 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("run", type=Path, help="folder that train.py wrote")
-    parser.add_argument("--data", type=Path, required=True, help="pickle in MMSA's layout or store")
+    parser.add_argument("--data", type=Path, required=True, help="as train.py takes it")
     parser.add_argument("--split", default="test")
     parser.add_argument("--drop", nargs="+", default=[], metavar="MODALITY", help="leave out")
     parser.add_argument("--out", type=Path, default=Path("predictions.csv"))
@@ -45,8 +44,8 @@ def main() -> None:
         raise SystemExit(f"predict.py: {error}") from None
 
 
-def load_run(folder: Path) -> tuple[TDMER, Sentiment]:
-    """Rebuild the model of a run folder, with the task that reads its logits.
+def load_run(folder: Path) -> tuple[TDMER, Task, dict[str, Any]]:
+    """Rebuild the model of a run folder, with its task and how its data were dealt out.
 
     Raises:
         OSError: A file is not there.
@@ -61,7 +60,7 @@ def load_run(folder: Path) -> tuple[TDMER, Sentiment]:
         raise ValueError(f"{weights} must be a whole safetensors file, got {error}") from None
     try:
         config = json.loads(content)
-        task = Sentiment(**config["task"])
+        task, samples = build_task(**config["task"]), dict(config["samples"])
         wanted = outline(config["model"], most=2 * len(found)).state_dict()
         classes = config["model"]["num_classes"]
         if classes != task.num_classes:
@@ -84,7 +83,7 @@ def load_run(folder: Path) -> tuple[TDMER, Sentiment]:
             raise ValueError(f"{weights} must hold finite weights, got NaN or inf in {name}")
     model = TDMER(**config["model"])
     model.load_state_dict(tensors)
-    return model.eval(), task
+    return model.eval(), task, samples
 
 
 def outline(options: dict[str, Any], most: int) -> TDMER:
@@ -108,25 +107,11 @@ def outline(options: dict[str, Any], most: int) -> TDMER:
         return TDMER(**options)
 
 
-@torch.no_grad()
-def predict(
-    model: TDMER, task: Sentiment, data: MultimodalDataset, modalities: Sequence[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the prediction of every sample and the weight of every branch, ``(n,)`` each."""
-    predictions, weights = [], []
-    for batch in DataLoader(data, batch_size=128, collate_fn=collate):
-        inputs, masks = ({m: part[m] for m in modalities} for part in batch[:2])
-        output = model(inputs, masks)
-        predictions.append(task.predict(output.logits))
-        weights.append(output.weights)
-    joined = {branch: torch.cat([batch[branch] for batch in weights]) for branch in weights[0]}
-    return torch.cat(predictions), joined
-
-
 def predict_file(args: argparse.Namespace) -> None:
     """Predict one split of a file."""
-    model, task = load_run(args.run)
-    splits = load_splits(args.data, task)
+    model, task, samples = load_run(args.run)
+    splits = load_splits(args.data, **samples)
+    check_labels(args.data, splits, task)
     if args.split not in splits:
         raise ValueError(f"--split must be one of {list(splits)}, got {args.split!r}")
     data = splits[args.split]
@@ -137,17 +122,17 @@ def predict_file(args: argparse.Namespace) -> None:
     if not left or not set(args.drop) <= data.dims.keys():
         raise ValueError(f"--drop must be some, not all, of {list(data.dims)}, got {args.drop}")
 
-    predictions, weights = predict(model, task, data, left)
-    rows = torch.stack([data.labels, predictions, *weights.values()], dim=1).tolist()
+    outputs = collect(model, data.only(left))
+    columns = [outputs.labels, task.predict(outputs.logits), *outputs.weights.values()]
     with args.out.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "label", "prediction", *weights])
-        for name, row in zip(data.ids, rows, strict=True):
-            writer.writerow([name, *(f"{value:.4f}" for value in row)])
+        writer.writerow(["id", "label", "prediction", *outputs.weights])
+        for name, *row in zip(data.ids, *(column.tolist() for column in columns), strict=True):
+            writer.writerow([name, *(f"{x:.4f}" if isinstance(x, float) else x for x in row)])
     print(f"{len(data)} predictions in {args.out}")
-    if not data.labels.isnan().all():
-        metrics = sentiment_metrics(predictions, data.labels)
-        print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    if task.labelled(data.labels).any():
+        found = metrics(task, outputs.logits, outputs.labels)
+        print("  ".join(f"{name} {value:.4f}" for name, value in found.items()))
 
 
 if __name__ == "__main__":

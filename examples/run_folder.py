@@ -8,6 +8,7 @@ import json
 import math
 import os
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor
 
-FORMAT = "tdmer-train-2"  # of the checkpoint: another number where its content changes
+FORMAT = "tdmer-train-3"  # of the checkpoint: another number where its content changes
 
 
 class RunFolder:
@@ -61,7 +62,8 @@ class RunFolder:
             )
         self.finished = resume and not unfinished and (path / "metrics.json").exists()
         if unfinished or self.finished:
-            _refuse_changes(path / "config.json", config)
+            ways = ", another --out, or --overwrite"
+            _refuse_changes(path / "config.json", config, advice=ways)
         if unfinished:
             self.state = _read(self._checkpoint)
         if self._main:
@@ -85,6 +87,20 @@ class RunFolder:
             write(self.path / "model.safetensors", save(weights))
             write(self.path / "metrics.json", to_json(metrics))
             self._checkpoint.unlink(missing_ok=True)
+
+
+def chosen_step(folder: Path, config: dict[str, Any]) -> int:
+    """Return the step that a finished run with the same options chose in validation.
+
+    Raises:
+        OSError: The run is not there, or not finished.
+        ValueError: The run had other options.
+    """
+    _refuse_changes(folder / "config.json", config, but=("training.steps", "training.refit"))
+    found = from_json(folder / "metrics.json")
+    if "valid" not in found:
+        raise ValueError(f"{folder} must be a run that chose in validation, got a refit")
+    return int(found["step"])
 
 
 def write(path: Path, content: bytes) -> None:
@@ -135,7 +151,9 @@ def _lock(folder: Path, main: bool) -> FileLock:
     return lock
 
 
-def _refuse_changes(path: Path, config: dict[str, Any]) -> None:
+def _refuse_changes(
+    path: Path, config: dict[str, Any], but: Collection[str] = (), advice: str = ""
+) -> None:
     try:
         before, now = _flat(json.loads(path.read_bytes())), _flat(config)
     except (AttributeError, ValueError) as error:
@@ -143,12 +161,11 @@ def _refuse_changes(path: Path, config: dict[str, Any]) -> None:
     changes = [
         f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+        if name not in but and before.get(name) != now.get(name)
     ]
     if changes:
         raise ValueError(
-            f"{path} is of another run: {'; '.join(changes)}. "
-            "Give the same options, another --out, or --overwrite"
+            f"{path} is of another run: {'; '.join(changes)}. Give the same options{advice}"
         )
 
 

@@ -1,44 +1,50 @@
-"""Train TDMER with one seed; experiments/seeds.py trains several and compares them.
+"""Train TDMER with one seed; experiments/ trains several and compares them.
 
     python examples/train.py                       # synthetic data
     python examples/train.py --data mosi.pkl       # MMSA's layout: MOSI, MOSEI, CH-SIMS
     python examples/train.py --data mosei          # a folder that tdmer.data.write_store made
+    python examples/train.py --data x.npz --label emotion --group actor --split folds:4/0
     python examples/train.py --without con cp      # an ablation
+    python examples/train.py --refit runs/latest --out runs/refit   # on train and valid together
     python examples/train.py --resume              # go on where a run was cut short
     torchrun --nproc-per-node 2 examples/train.py  # several processes; or accelerate launch
 
-Every choice is made on the validation split; the test split is read once, with the epoch that was
-best there. The run folder then holds config.json, metrics.json and model.safetensors. Until then it
-holds checkpoint.pt, written after every epoch. What an epoch draws at random depends on the seed,
-the epoch and the process alone, so that --resume, with the same options, ends a run that was killed
-at any moment in the same weights and figures bit for bit.
+Labels are scores where they are floating point, and classes where they are whole numbers. Every
+choice is made on the validation split, after every epoch and with the moving average of the
+weights; the test split is read once, with the weights that were best there. The run folder then
+holds config.json, metrics.json and model.safetensors. Until then it holds checkpoint.pt, written
+after every epoch. What an epoch draws at random depends on the seed, the epoch and the process
+alone, so that --resume, with the same options, ends a run that was killed at any moment in the same
+weights and figures bit for bit.
 """
 
 import argparse
 import functools
+import itertools
 import math
-from pathlib import Path
 from typing import Any
 
 import accelerate
 import numpy as np
 import torch
 from accelerate.utils import DataLoaderConfiguration, set_seed
-from options import add_arguments, number, take_arguments
-from run_folder import RunFolder
-from splits import check_training, fingerprint, load_splits
-from torch.optim.lr_scheduler import OneCycleLR
+from measure import measure
+from options import parse_args, take_arguments
+from run_folder import RunFolder, chosen_step
+from splits import fingerprint, load_splits, shared_groups
+from task import build_task, check_labels, check_training, choosing_figure, describe_task
+from torch.optim.lr_scheduler import LinearLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 import tdmer
-from tdmer import TDMER, LossTerms, Sentiment, TDMERLoss, sentiment_metrics
-from tdmer.data import MultimodalDataset, collate
-from tdmer.objective import TERMS
+from tdmer import TDMER, LossTerms, TDMERLoss
+from tdmer.data import collate
 
 
 def main() -> None:
     """Train, and say in one line what is wrong with a file or an option."""
-    args = parse_args()
+    args = parse_args(__doc__)
     try:
         train(args)
     except KeyboardInterrupt:
@@ -46,38 +52,6 @@ def main() -> None:
     except (OSError, TypeError, ValueError) as error:
         speaks = accelerate.PartialState().is_main_process
         raise SystemExit(f"train.py: {error}" if speaks else 1) from None
-
-
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--data", type=Path, help="pickle in MMSA's layout or store; without it, synthetic data")
-    add("--out", type=Path, default=Path("runs/latest"), help="run folder")
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with the run in the folder")
-    again.add_argument("--overwrite", action="store_true", help="give up an unfinished run there")
-    add("--seed", type=number(int), default=0)
-    add("--epochs", type=number(int, 1), default=12, help="most epochs")
-    add("--patience", type=number(int, 1), default=6, help="epochs without a better one to stop at")
-    add("--batch-size", type=number(int, 1), default=32, help="of all processes together")
-    add("--accumulate", type=number(int, 1), default=1, help="batches per step of the optimizer")
-    add("--lr", type=number(float, below=1e6), default=1e-3, help="peak learning rate")
-    add("--weight-decay", type=number(float, below=1e6), default=1e-2)
-    add("--clip", type=number(float, below=1e6), default=1.0, help="greatest norm of the gradient")
-    add("--modality-dropout", type=number(float, below=1), default=0.0, help="share left out")
-    add("--precision", choices=["no", "bf16"], default="no", help="mixed precision")
-    add("--cpu", action="store_true", help="use no accelerator")
-    add("--threads", type=number(int, 1), default=1, help="CPU threads per process")
-    add("--values", type=float, nargs="+", default=[-3, -2, -1, 0, 1, 2, 3], help="class values")
-    add("--l1-weight", type=float, default=0.5, help="weight of the absolute error in the task")
-    add("--without", nargs="*", choices=TERMS, default=[], help="terms of the loss to leave out")
-    for part in (TDMER, TDMERLoss):
-        add_arguments(parser, part)
-    return parser.parse_args()
 
 
 def train(args: argparse.Namespace) -> None:
@@ -92,36 +66,47 @@ def train(args: argparse.Namespace) -> None:
         kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
 
-    task = Sentiment(args.values, l1_weight=args.l1_weight)
-    data = load_splits(args.data, task)
-    check_training(data, task)
-    shuffle = torch.Generator()
-    augment = functools.partial(collate, modality_dropout=args.modality_dropout)
-    loader = DataLoader(data["train"], args.batch_size, True, generator=shuffle, collate_fn=augment)
-
     places = ("data", "out", "resume", "overwrite")
     options = {name: value for name, value in vars(args).items() if name not in places}
+    samples = take_arguments(options, load_splits)
+    data = load_splits(args.data, **samples)
+    described = describe_task(data, options.pop("values"), options.pop("l1_weight"))
+    task, figure = build_task(**described), choosing_figure(build_task(**described))
+    check_labels(args.data, data, task)
+    check_training(data, task)
     sizes = {"dims": data["train"].dims, "num_classes": task.num_classes}
     where = {"device": accelerator.device.type, "processes": accelerator.num_processes}
     config: dict[str, Any] = {
         "data": fingerprint(args.data),
+        "samples": samples,
         "model": sizes | take_arguments(options, TDMER),
-        "task": take_arguments(options, Sentiment),
+        "task": described,
         "loss": take_arguments(options, TDMERLoss),
-        "training": options | where,
+        "training": options | where | {"refit": args.refit is not None},
         "versions": {p.__name__: p.__version__ for p in (tdmer, torch, np, accelerate)},
     }
+    if args.refit:
+        data["train"] += data["valid"]
+        config["training"]["steps"] = chosen_step(args.refit, config)
+    steps = config["training"]["steps"]
+
+    shuffle = torch.Generator()
+    augment = functools.partial(collate, modality_dropout=args.modality_dropout)
+    loader = DataLoader(data["train"], args.batch_size, True, generator=shuffle, collate_fn=augment)
     set_seed(args.seed)
     network = TDMER(**config["model"])
     # The terms of several processes are those of the whole batch.
     group = torch.distributed.group.WORLD if accelerator.num_processes > 1 else None
     objective = TDMERLoss(task, **config["loss"], group=group).to(accelerator.device)
     unusable = network.fit_normalization(DataLoader(data["train"], 128, collate_fn=collate))
+    # Before mixed precision: as they are saved, the averaged weights are measured.
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(args.average))
+    averaged = averaged.to(accelerator.device)
     optimizer = torch.optim.AdamW(network.parameters(), args.lr, weight_decay=args.weight_decay)
-    steps = args.epochs * math.ceil(len(loader) / args.accumulate)
-    scheduler = OneCycleLR(optimizer, args.lr, total_steps=steps, pct_start=0.1)
+    scheduler = LinearLR(optimizer, 1 / args.warmup, total_iters=args.warmup - 1)
     parts: dict[str, Any] = {"model": network, "optimizer": optimizer, "scheduler": scheduler}
     model, optimizer, scheduler, loader = accelerator.prepare(*parts.values(), loader)
+    parts["averaged"] = averaged
 
     run = RunFolder(args.out, config, resume=args.resume, overwrite=args.overwrite)
     if run.finished:
@@ -133,11 +118,13 @@ def train(args: argparse.Namespace) -> None:
         for name, part in parts.items():
             part.load_state_dict(run.state[name])
     accelerator.print(
-        f"{args.out}, from epoch {len(history)}; entries that are no number: {unusable}"
+        f"{args.out}, from epoch {len(history)}; entries that are no number: {unusable}; "
+        f"groups in several splits: {len(shared_groups(data))}"
     )
 
-    for epoch in range(len(history), args.epochs):
-        if best and epoch - best["epoch"] > args.patience:
+    for epoch in itertools.count(len(history)):
+        step = history[-1]["step"] if history else 0
+        if step == steps or (best and step - best["step"] >= args.patience):
             break
         # An epoch draws from generators of its own, so that a checkpoint needs no state of theirs.
         sequence = np.random.SeedSequence((args.seed, epoch))
@@ -146,7 +133,7 @@ def train(args: argparse.Namespace) -> None:
         set_seed(seeds[1 + accelerator.process_index])
         model.train()
         sums = torch.zeros(len(LossTerms._fields) + 1, device=accelerator.device)
-        for batch in loader:
+        for batch in itertools.islice(loader, args.accumulate * (steps - step)):
             with accelerator.accumulate(model):
                 terms = objective(model(batch.inputs, batch.masks), batch.labels)
                 accelerator.backward(terms.total)
@@ -155,44 +142,38 @@ def train(args: argparse.Namespace) -> None:
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                averaged.update_parameters(network)
+                step += 1
             # Terms are means over samples, of all processes; the number of samples comes last.
             sums += len(batch.labels) * torch.stack([*terms, torch.ones_like(terms.total)]).detach()
-        *totals, samples = sums.tolist()
-        losses = {name: x / samples for name, x in zip(LossTerms._fields, totals, strict=True)}
+        *totals, count = sums.tolist()
+        losses = {name: x / count for name, x in zip(LossTerms._fields, totals, strict=True)}
         if not math.isfinite(losses["total"]):
             raise ValueError(f"the loss is {losses['total']} in epoch {epoch}: try a smaller --lr")
-        valid, weights = evaluate(network, task, data["valid"], accelerator)
-        history.append({"epoch": epoch, "train": losses, "valid": valid, "weights": weights})
-        if not best or valid["mae"] < best["valid"]["mae"]:
-            best = history[-1]
-            best_weights = {name: x.cpu().clone() for name, x in network.state_dict().items()}
+        row: dict[str, Any] = {"epoch": epoch, "step": step, "train": losses}
+        branches = {}
+        if not args.refit:
+            valid = measure(averaged.module, task, data["valid"], accelerator)
+            row |= {"valid": valid.metrics, "weights": valid.weights}
+            branches["valid"] = valid.branches
+        history.append(row)
+        if args.refit or not best or row["valid"][figure] < best["valid"][figure]:
+            best = row | {"branches": branches}
+            best_weights = {n: x.cpu().clone() for n, x in averaged.module.state_dict().items()}
         states = {name: part.state_dict() for name, part in parts.items()}
         run.checkpoint(history=history, best=best, best_weights=best_weights, **states)
-        accelerator.print(f"epoch {epoch:2d}  loss {losses['total']:.3f}  MAE {valid['mae']:.3f}")
+        shown = "" if args.refit else f"  valid {figure} {row['valid'][figure]:.3f}"
+        accelerator.print(f"epoch {epoch:2d}  step {step}  loss {losses['total']:.3f}{shown}")
 
-    network.load_state_dict(best_weights)
-    test, weights = evaluate(network, task, data["test"], accelerator)
-    run.finish(best_weights, {**best, "test": test, "weights": weights, "history": history})
-    accelerator.print(f"epoch {best['epoch']} is kept; on the test split, MAE {test['mae']:.3f}")
+    averaged.module.load_state_dict(best_weights)
+    test = measure(averaged.module, task, data["test"], accelerator)
+    best["branches"]["test"] = test.branches
+    run.finish(
+        best_weights, best | {"test": test.metrics, "weights": test.weights, "history": history}
+    )
+    accelerator.print(f"epoch {best['epoch']} is kept; test: {figure} {test.metrics[figure]:.3f}")
     accelerator.end_training()
-
-
-@torch.no_grad()
-def evaluate(
-    model: TDMER, task: Sentiment, data: MultimodalDataset, accelerator: accelerate.Accelerator
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the metrics of a split, and the mean fusion weight of every branch."""
-    model.eval()
-    size, rows = 128 * accelerator.num_processes, []
-    for batch in accelerator.prepare(DataLoader(data, size, collate_fn=collate)):
-        output = model(batch.inputs, batch.masks)
-        columns = [batch.labels, task.predict(output.logits), *output.weights.values()]
-        rows.append(accelerator.gather_for_metrics(torch.stack(columns, dim=1)).cpu())
-    labels, predictions, *weights = torch.cat(rows).unbind(1)
-    if not predictions.isfinite().all():
-        raise ValueError("a prediction is NaN or infinite: try a smaller --lr")
-    means = {branch: x.mean().item() for branch, x in zip(output.weights, weights, strict=True)}
-    return sentiment_metrics(predictions, labels), means
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ pytest.importorskip("accelerate", reason="the examples need the extra 'examples'
 from accelerate.state import AcceleratorState
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-QUICK = ["--width", "8", "--heads", "2", "--epochs", "2"]
-METRICS = {"mae", "corr", "acc7", "acc5", "acc2_non0", "f1_non0", "acc2_has0", "f1_has0"}
+QUICK = ["--width", "8", "--heads", "2", "--steps", "4"]  # two epochs
+METRICS = {"loss", "mae", "corr", "acc7", "acc5", "acc2_non0", "f1_non0", "acc2_has0", "f1_has0"}
 
 
 def load(name, monkeypatch):
@@ -98,9 +98,11 @@ def saved(tmp_path_factory, mmsa):
 def test_a_run_writes_what_it_says_and_can_be_loaded(monkeypatch, saved, mmsa, tmp_path, capsys):
     assert visible(saved) == {"config.json", "metrics.json", "model.safetensors"}
     found = json.loads((saved / "metrics.json").read_text())
-    assert found.keys() == {"epoch", "train", "valid", "test", "weights", "history"}
+    assert found.keys() == {
+        "epoch", "step", "train", "valid", "test", "weights", "branches", "history",
+    }  # fmt: skip
     assert set(found["test"]) == set(found["valid"]) == METRICS
-    assert [row["epoch"] for row in found["history"]] == [0, 1]
+    assert [(row["epoch"], row["step"]) for row in found["history"]] == [(0, 2), (1, 4)]
     for row in found["history"]:
         assert tuple(row["train"]) == LossTerms._fields
         assert row["weights"].keys() == {"common", "text", "audio", "video"}
@@ -149,15 +151,15 @@ def test_the_losses_are_means_over_the_samples(monkeypatch, tmp_path, mmsa):
 def test_the_test_split_is_read_once_with_the_best_epoch(monkeypatch, tmp_path, mmsa):
     """Validation figures that grow again make the first epoch the best one."""
     script = load("train", monkeypatch)
-    read, evaluate = [], script.evaluate
+    read, measure = [], script.measure
 
     def worsening(model, task, data, accelerator):
-        metrics, weights = evaluate(model, task, data, accelerator)
+        found = measure(model, task, data, accelerator)
         weight = model.classifier[0].weight.detach().clone()
         read.append((data.ids[0].split("$")[0], weight))
-        return metrics | {"mae": float(len(read))}, weights
+        return found._replace(metrics=found.metrics | {"mae": float(len(read))})
 
-    monkeypatch.setattr(script, "evaluate", worsening)
+    monkeypatch.setattr(script, "measure", worsening)
     call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK, "--lr", 0.1)
     assert [split for split, _ in read] == ["valid", "valid", "test"]
     assert torch.equal(read[2][1], read[0][1])
@@ -168,7 +170,8 @@ def test_the_test_split_is_read_once_with_the_best_epoch(monkeypatch, tmp_path, 
 
 def test_of_equal_epochs_the_first_is_kept(monkeypatch, tmp_path, mmsa):
     script = load("train", monkeypatch)
-    monkeypatch.setattr(script, "evaluate", lambda *_: (dict.fromkeys(METRICS, 1.0), {}))
+    found = script.measure.__globals__["Measured"](dict.fromkeys(METRICS, 1.0), {}, {})
+    monkeypatch.setattr(script, "measure", lambda *_: found)
     call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK)
     assert json.loads((tmp_path / "metrics.json").read_text())["epoch"] == 0
 
@@ -261,6 +264,7 @@ def as_type(dtype):
 
 
 MODEL = {"dims": {"text": 4, "audio": 3, "video": 2}, "num_classes": 7, "width": 8, "heads": 2}
+SCORES = {"name": "Sentiment", "l1_weight": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -282,10 +286,15 @@ MODEL = {"dims": {"text": 4, "audio": 3, "video": 2}, "num_classes": 7, "width":
         (edit_config(model=MODEL | {"code": "os.system"}), "must be one that train.py wrote"),
         (edit_config(model=MODEL | {"width": 9}), "heads"),
         (edit_config(model=MODEL | {"width": "8"}), "width"),
-        (edit_config(task={"values": "many"}), "must be one that train.py wrote"),
-        (edit_config(task={"values": [-1, 0, 1]}), "3 values for 7 classes"),
+        (edit_config(task=SCORES | {"values": "many"}), "must be one that train.py wrote"),
+        (edit_config(task=SCORES | {"values": [-1, 0, 1]}), "3 values for 7 classes"),
+        (edit_config(task={"name": "Classification", "num_classes": 8}), "8 values for 7 classes"),
+        (edit_config(task={"name": "eval", "source": "1"}), "must be one that train.py wrote"),
+        (edit_config(samples=3), "must be one that train.py wrote"),
+        (edit_config(samples={"split": "folds:2/0"}), "must be official, folds:K/k"),
+        (edit_config(samples={"code": "os.system"}), "code"),
         (edit_config(model=MODEL | {"num_classes": 3}), "7 values for 3 classes"),
-        (edit_config(task={"values": [3, 2, 1]}), "increas"),
+        (edit_config(task=SCORES | {"values": [3, 2, 1]}), "increas"),
         # Never made: the shapes are compared first.
         (edit_config(model=MODEL | {"dims": {"text": 10**12, "audio": 3}}), "must fit config.json"),
         (edit_config(model=MODEL | {"width": 16}), "must fit config.json"),
@@ -394,9 +403,13 @@ def test_without_labels_there_are_predictions_and_no_metrics(
         (["--width", "9"], "heads"),
         (["--values", "3", "1"], "increas"),
         (["--alpha", "-1"], "alpha"),
+        (["--split", "folds:2/0"], "--split must be official, folds:K/k with K at least 3"),
+        (["--split", "folds:4/4"], "--split must be official, folds:K/k with K at least 3"),
+        (["--split", "random"], "--split must be official, folds:K/k with K at least 3"),
+        (["--modalities", "text", "smell"], "some of ['text', 'audio', 'video'], got ['text', 's"),
         (["--out", __file__], "exists"),
         (["--values", "0"], "two or more"),
-        (["--lr", "9e5"], "the loss is nan in epoch 0: try a smaller --lr"),
+        (["--lr", "9e5", "--warmup", "1"], "the loss is nan in epoch 0: try a smaller --lr"),
     ],
 )
 def test_train_names_what_is_wrong(monkeypatch, tmp_path, mmsa, options, reason):
@@ -406,9 +419,15 @@ def test_train_names_what_is_wrong(monkeypatch, tmp_path, mmsa, options, reason)
 
 def test_predictions_that_are_no_numbers_end_a_run(monkeypatch, tmp_path, mmsa):
     script = load("train", monkeypatch)
-    monkeypatch.setattr(script.Sentiment, "predict", lambda task, logits: logits[:, 0] * math.nan)
+    forward = script.TDMER.forward
+
+    def broken(model, inputs, masks):
+        output = forward(model, inputs, masks)
+        return output if model.training else output._replace(logits=output.logits * math.nan)
+
+    monkeypatch.setattr(script.TDMER, "forward", broken)
     with pytest.raises(SystemExit, match="a prediction is NaN or infinite: try a smaller --lr"):
-        call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK, "--l1-weight", 0)
+        call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK)
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
@@ -422,13 +441,18 @@ def test_a_split_without_labels_is_refused(monkeypatch, tmp_path, mmsa, split):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_two_labels_a_sample_are_refused_by_name(monkeypatch, tmp_path, saved):
+def test_labels_that_are_neither_scores_nor_classes_are_refused(monkeypatch, tmp_path, saved):
     inputs = {m: torch.ones(3, 2, width) for m, width in MODEL["dims"].items()}
-    for labels, reason in ((torch.zeros(3, 2), "shape"), (torch.zeros(3).long(), "float")):
-        store = tmp_path / reason
+    for labels, *reasons in (
+        (torch.zeros(3, 2), "shape", "shape"),
+        (torch.zeros(3, 2).long(), "float", "shape"),
+        (torch.arange(3) - 5, "float", "must be classes in [0, 2)"),
+    ):
+        store = tmp_path / f"{labels.dtype}{labels.ndim}"
         data = MultimodalDataset(inputs, labels)
         write_store(store, dict.fromkeys(("train", "valid", "test"), data))
-        for script, first in (("predict", [saved]), ("train", [])):
+        scripts = (("predict", [saved]), ("train", []))
+        for (script, first), reason in zip(scripts, reasons, strict=True):
             out = ["--out", tmp_path / "out"]
             message = refusal(monkeypatch, script, *first, "--data", store, *out)
             assert f"{store}, train: labels" in message
@@ -450,8 +474,10 @@ def test_a_modality_that_no_training_sample_has_is_refused(monkeypatch, tmp_path
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ("--epochs 0", "--epochs: must be in [1, inf), got 0"),
-        ("--epochs many", "--epochs: invalid int value: 'many'"),
+        ("--steps 0", "--steps: must be in [1, inf), got 0"),
+        ("--steps many", "--steps: invalid int value: 'many'"),
+        ("--warmup 0", "--warmup: must be in [1, inf), got 0"),
+        ("--average 1", "--average: must be in [0, 1), got 1"),
         ("--patience 0", "--patience: must be in [1, inf), got 0"),
         ("--batch-size -1", "--batch-size: must be in [1, inf), got -1"),
         ("--accumulate 0", "--accumulate: must be in [1, inf), got 0"),
@@ -508,7 +534,7 @@ def test_a_run_can_be_repeated_and_options_change_it(monkeypatch, tmp_path, mmsa
 def test_accumulated_batches_are_one_step(monkeypatch, tmp_path, mmsa):
     """Two batches of 24 without dropout make the step of one batch of 48."""
     weights = []
-    options = ["--dropout", 0, "--input-dropout", 0, "--epochs", 1, "--fusion", "mean"]
+    options = ["--dropout", 0, "--input-dropout", 0, "--steps", 1, "--fusion", "mean"]
     # Terms that are no means over samples would differ.
     options += ["--without", "con", "--width", 8, "--heads", 2]
     for batch, accumulate in ((48, 1), (24, 2)):
@@ -530,7 +556,7 @@ def test_gradients_are_clipped(monkeypatch, tmp_path, mmsa):
 
 def test_early_stopping_is_on_the_validation_split(monkeypatch, tmp_path, mmsa):
     run(monkeypatch, "train", "--data", mmsa, "--out", tmp_path,
-        "--width", 8, "--heads", 2, "--epochs", 30, "--patience", 2, "--lr", 1e-9)  # fmt: skip
+        "--width", 8, "--heads", 2, "--steps", 60, "--patience", 4, "--lr", 1e-9)  # fmt: skip
     history = json.loads((tmp_path / "metrics.json").read_text())["history"]
     maes = [row["valid"]["mae"] for row in history]
     assert len(history) < 30

@@ -25,19 +25,24 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tdmer import TDMER, Sentiment, sentiment_metrics
-from tdmer.data import MultimodalDataset
-from tdmer.metrics import bootstrap_interval
+from tdmer import TDMER, Sentiment
+from tdmer.metrics import bootstrap_interval, classification_metrics
 from tdmer.viz import training_curves
 
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
+from measure import Outputs, collect  # noqa: E402
 from options import number  # noqa: E402
-from predict import load_run, predict  # noqa: E402
+from predict import load_run  # noqa: E402
 from run_folder import from_json, to_json, write  # noqa: E402
-from splits import load_splits  # noqa: E402
+from splits import Samples, load_splits  # noqa: E402
+from task import Task, choosing_figure, metrics  # noqa: E402
 
 COLUMNS = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "f1_weighted": "F1 weighted",
+    "f1_macro": "F1 macro",
     "mae": "MAE",
     "corr": "r",
     "acc7": "Acc7",
@@ -47,6 +52,7 @@ COLUMNS = {
     "acc2_has0": "Acc2 has0",
     "f1_has0": "F1 has0",
 }
+PLAIN = ("loss", "mae", "corr")  # which are no share of samples
 
 
 class Run(NamedTuple):
@@ -54,11 +60,13 @@ class Run(NamedTuple):
 
     seed: int
     epoch: int
+    step: int
     train: dict[str, float]
     valid: dict[str, float]
     test: dict[str, float]
     missing: dict[str, dict[str, float]]
     weights: dict[str, float]
+    branches: dict[str, Any]
     history: list[dict[str, Any]]
 
 
@@ -78,16 +86,16 @@ def main() -> None:
     for seed, folder in enumerate(folders):
         train(folder, args.data, [*options, "--seed", str(seed)])
 
-    models = [load_run(folder) for folder in folders]
-    data = load_splits(args.data, models[0][1])["test"]
+    loaded = [load_run(folder) for folder in folders]
+    _, task, samples = loaded[0]
+    data = load_splits(args.data, **samples)["test"]
     results = [from_json(folder / "metrics.json") for folder in folders]
     runs = [
         Run(seed=seed, missing=without_each(model, task, data), **result)
-        for seed, ((model, task), result) in enumerate(zip(models, results, strict=True))
+        for seed, ((model, *_), result) in enumerate(zip(loaded, results, strict=True))
     ]
-    best = min(runs, key=lambda run: run.valid["mae"])
-    predictions, _ = predict(*models[best.seed], data, list(data.dims))
-    bounds = {name: bootstrap_interval(predictions, data.labels, metric=name) for name in best.test}
+    best = min(runs, key=lambda run: run.valid[choosing_figure(task)])
+    bounds = intervals(task, collect(loaded[best.seed][0], data))
     summary = summarize(runs) | {"interval": {"seed": best.seed, "level": 0.95, "test": bounds}}
     write(out / "metrics.json", to_json(summary))
     write(out / "epochs.csv", epochs_csv(runs))
@@ -112,15 +120,28 @@ def train(folder: Path, data: Path | None, options: list[str]) -> None:
         raise SystemExit(failed)
 
 
-def without_each(
-    model: TDMER, task: Sentiment, data: MultimodalDataset
-) -> dict[str, dict[str, float]]:
-    """Return the metrics with each modality left out."""
-    metrics = {}
-    for modality in data.dims:
-        left = [name for name in data.dims if name != modality]
-        metrics[modality] = sentiment_metrics(predict(model, task, data, left)[0], data.labels)
-    return metrics
+def without_each(model: TDMER, task: Task, data: Samples) -> dict[str, dict[str, float]]:
+    """Return the metrics with each modality left out, if there are others."""
+    found = {}
+    for modality in data.dims if len(data.dims) > 1 else ():
+        outputs = collect(model, data.only([name for name in data.dims if name != modality]))
+        found[modality] = metrics(task, outputs.logits, outputs.labels)
+    return found
+
+
+def intervals(task: Task, outputs: Outputs) -> dict[str, tuple[float, float]]:
+    """Return a 95 % bootstrap interval of every metric of the field."""
+    predictions, labels = task.predict(outputs.logits), outputs.labels
+    names = [name for name in metrics(task, outputs.logits, labels) if name != "loss"]
+    if isinstance(task, Sentiment):
+        return {name: bootstrap_interval(predictions, labels, metric=name) for name in names}
+    rng = np.random.default_rng(0)
+    draws = rng.integers(len(labels), size=(1000, len(labels)))
+    found = [classification_metrics(predictions[draw], labels[draw]) for draw in draws]
+    return {
+        name: tuple(np.quantile([x[name] for x in found], [0.025, 0.975]).tolist())
+        for name in names
+    }
 
 
 def summarize(runs: list[Run]) -> dict[str, Any]:
@@ -156,7 +177,7 @@ def epochs_csv(runs: list[Run]) -> bytes:
     for run in runs:
         for row in run.history:
             weights = {f"weight_{branch}": weight for branch, weight in row["weights"].items()}
-            start = {"seed": run.seed, "epoch": row["epoch"]}
+            start = {"seed": run.seed, "epoch": row["epoch"], "step": row["step"]}
             rows.append({**start, **row["train"], **row["valid"], **weights})
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
@@ -171,13 +192,14 @@ def show(summary: dict[str, Any]) -> None:
     seeds = summary["seeds"]
     table = Table(title=f"Test split, {len(seeds)} seed(s); accuracies and F1 in %")
     table.add_column("seed", no_wrap=True)
-    for heading in COLUMNS.values():
+    columns = {name: heading for name, heading in COLUMNS.items() if name in seeds[0]["test"]}
+    for heading in columns.values():
         table.add_column(heading, justify="right")
 
-    def add(label: str, metrics: dict[str, float], style: str | None = None) -> None:
+    def add(label: str, figures: dict[str, float], style: str | None = None) -> None:
         cells = [
-            f"{metrics[name]:.3f}" if name in ("mae", "corr") else f"{100 * metrics[name]:.1f}"
-            for name in COLUMNS
+            f"{figures[name]:.3f}" if name in PLAIN else f"{100 * figures[name]:.1f}"
+            for name in columns
         ]
         table.add_row(label, *cells, style=style)
 
@@ -190,8 +212,8 @@ def show(summary: dict[str, Any]) -> None:
     add("mean", pick(summary["test"], "mean"), "bold")
     add("± sd", pick(summary["test"], "sd"))
     table.add_section()
-    for modality, metrics in summary["missing"].items():
-        add(f"no {modality}", pick(metrics, "mean"))
+    for modality, figures in summary["missing"].items():
+        add(f"no {modality}", pick(figures, "mean"))
     console.print(table)
     weights = pick(summary["weights"], "mean")
     ranked = sorted(weights, key=lambda branch: -weights[branch])

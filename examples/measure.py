@@ -1,0 +1,106 @@
+"""What a model makes of a split: its figures, those of each branch, and those of the confidence."""
+
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import concatenate, send_to_device
+from splits import Samples
+from task import Task, metrics
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from tdmer import sentiment_metrics
+from tdmer.data import collate
+
+
+class Outputs(NamedTuple):
+    """What a model says of every sample, on the CPU."""
+
+    labels: Tensor
+    logits: Tensor
+    weights: dict[str, Tensor]
+    branch_logits: dict[str, Tensor]
+    present: dict[str, Tensor]
+    """Whether the sample has the branch: a modality, or for what is common any of them."""
+
+
+class Measured(NamedTuple):
+    """The figures of a split."""
+
+    metrics: dict[str, float]
+    """Of the prediction."""
+    weights: dict[str, float]
+    """Mean fusion weight of every branch."""
+    branches: dict[str, Any]
+    """``alone``: the metrics of each branch's own prediction. ``mean``: those of the plain mean of
+    the probabilities of the branches that a sample has. ``confidence``, of the labelled samples
+    that have the branch: mean ``weight``; mean ``tcp``, the true class probability; ``error``,
+    their mean absolute difference; ``corr``, their correlation; ``softmax_corr``, that of the TCP
+    with the greatest probability that the branch gives to any class, in place of the weight."""
+
+
+@torch.no_grad()
+def collect(model: nn.Module, data: Samples, accelerator: Accelerator | None = None) -> Outputs:
+    """Run a model over a split; with an accelerator, every process runs a part of it."""
+    model.eval()
+    processes = accelerator.num_processes if accelerator else 1
+    loader = DataLoader(data, 128 * processes, collate_fn=collate)
+    found = []
+    for batch in accelerator.prepare(loader) if accelerator else loader:
+        output = model(batch.inputs, batch.masks)
+        has = {m: mask.any(dim=1) for m, mask in output.masks.items()}
+        anything = torch.stack(list(has.values())).any(dim=0)
+        present = {branch: has.get(branch, anything) for branch in output.branch_logits}
+        row = Outputs(batch.labels, output.logits, output.weights, output.branch_logits, present)
+        row = accelerator.gather_for_metrics(row) if accelerator else row
+        found.append(send_to_device(row, "cpu"))
+    joined: Outputs = concatenate(found)
+    return joined
+
+
+def measure(
+    model: nn.Module, task: Task, data: Samples, accelerator: Accelerator | None = None
+) -> Measured:
+    """Return all figures of a split.
+
+    Raises:
+        ValueError: A prediction is NaN or infinite.
+    """
+    outputs = collect(model, data, accelerator)
+    logits, labels = outputs.logits, outputs.labels
+    if not logits.isfinite().all():
+        raise ValueError("a prediction is NaN or infinite: try a smaller --lr")
+    return Measured(
+        metrics(task, logits, labels),
+        {branch: weight.mean().item() for branch, weight in outputs.weights.items()},
+        {
+            "alone": {b: metrics(task, x, labels) for b, x in outputs.branch_logits.items()},
+            "mean": metrics(task, _mean_logits(outputs), labels),
+            "confidence": {b: _confidence(task, outputs, b) for b in outputs.branch_logits},
+        },
+    )
+
+
+def _mean_logits(outputs: Outputs) -> Tensor:
+    """Return logits whose softmax is the mean over the branches that a sample has."""
+    logs = torch.stack([x.log_softmax(dim=1) for x in outputs.branch_logits.values()])
+    there = torch.stack([outputs.present[branch] for branch in outputs.branch_logits])
+    there = there | ~there.any(dim=0)  # of a sample without anything, all branches
+    return logs.masked_fill(~there.unsqueeze(2), -torch.inf).logsumexp(dim=0)
+
+
+def _confidence(task: Task, outputs: Outputs, branch: str) -> dict[str, float]:
+    counted = task.labelled(outputs.labels) & outputs.present[branch]
+    logits = outputs.branch_logits[branch]
+    weight = outputs.weights[branch][counted]
+    greatest = logits.softmax(dim=1).amax(dim=1)[counted]
+    tcp = task.true_class_probability(logits, outputs.labels)[counted]
+    # Pearson's r, NaN where one side is constant, is the same between any two columns.
+    return {
+        "weight": weight.mean().item(),
+        "tcp": tcp.mean().item(),
+        "error": (weight - tcp).abs().mean().item(),
+        "corr": sentiment_metrics(weight, tcp)["corr"],
+        "softmax_corr": sentiment_metrics(greatest, tcp)["corr"],
+    }

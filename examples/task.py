@@ -1,0 +1,77 @@
+"""What the labels of a file stand for: scores, or classes; and how a prediction is measured."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from splits import SPLITS, Samples
+from torch import Tensor
+
+from tdmer import Classification, Sentiment, sentiment_metrics
+from tdmer.metrics import classification_metrics
+
+Task = Sentiment | Classification
+
+
+def describe_task(
+    splits: Mapping[str, Samples], values: list[float], l1_weight: float
+) -> dict[str, Any]:
+    """Say for JSON which task it is: floating-point labels are scores, whole numbers classes."""
+    labels = torch.cat([data.labels for data in splits.values()])
+    if labels.is_floating_point():
+        return {"name": "Sentiment", "values": values, "l1_weight": l1_weight}
+    return {"name": "Classification", "num_classes": max(2, int(labels.max()) + 1)}
+
+
+def build_task(name: str, **options: Any) -> Task:
+    """Make the task that :func:`describe_task` described."""
+    kinds: dict[str, type[Task]] = {"Sentiment": Sentiment, "Classification": Classification}
+    return kinds[name](**options)
+
+
+def main_figure(task: Task) -> str:
+    """Return the name of the metric that results are compared by."""
+    return "mae" if isinstance(task, Sentiment) else "accuracy"
+
+
+def choosing_figure(task: Task) -> str:
+    """Return the name of the metric that is least in the epoch to keep.
+
+    Of classes it is the mean cross-entropy, for an accuracy moves in steps.
+    """
+    return "mae" if isinstance(task, Sentiment) else "loss"
+
+
+def metrics(task: Task, logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the field's metrics of a prediction, and ``loss``, the mean loss of the task."""
+    measured = sentiment_metrics if isinstance(task, Sentiment) else classification_metrics
+    losses = task(logits, labels)[task.labelled(labels)]
+    return {"loss": losses.mean().item(), **measured(task.predict(logits), labels)}
+
+
+def check_labels(path: Path | None, splits: Mapping[str, Samples], task: Task) -> None:
+    """Raise unless the labels are such as the task takes, one per sample.
+
+    Raises:
+        TypeError: Labels are of another kind.
+        ValueError: Labels are of another shape, or no class of the task.
+    """
+    for split, data in splits.items():
+        try:
+            task(torch.zeros(len(data), task.num_classes), data.labels)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{path}, {split}: {error}") from None
+
+
+def check_training(splits: Mapping[str, Samples], task: Task) -> None:
+    """Raise unless there is something to learn from, to choose by and to test on.
+
+    Raises:
+        ValueError: A split is missing, or there is no label to train with or to choose by.
+    """
+    if not set(SPLITS) <= splits.keys():
+        raise ValueError(f"--data must have the splits {list(SPLITS)}, got {list(splits)}")
+    for split in ("train", "valid"):
+        if not task.labelled(splits[split].labels).any():
+            raise ValueError(f"the split {split!r} must have a label, got none")

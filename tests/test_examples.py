@@ -81,6 +81,26 @@ def write_mmsa(path):
     return path
 
 
+def write_npz(path):
+    """Write 16 actors, whose face and voice together carry one of four emotions."""
+    rng = np.random.default_rng(0)
+    emotion = np.tile([0, 1, 2, 3, 0], 16)
+    face = rng.normal(size=(80, 3)).astype(np.float32)
+    face[:, 0] += 4 * (emotion % 2)
+    face[0] = 0
+    voice = rng.normal(size=(80, 3, 2)).astype(np.float32)
+    voice[:, :, 0] += 4 * (emotion // 2)[:, None]
+    voice[::2, 2] = 0  # pads
+    actor = np.repeat(3 * np.arange(16), 5)[::-1]
+    np.savez(path, face=face, voice=voice, emotion=emotion, actor=actor)
+    return path
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory):
+    return write_npz(tmp_path_factory.mktemp("data") / "small.npz")
+
+
 @pytest.fixture(scope="module")
 def mmsa(tmp_path_factory):
     return write_mmsa(tmp_path_factory.mktemp("data") / "small.pkl")

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("accelerate", reason="the examples need the extra 'examples'")
 pytest.importorskip("sklearn", reason="the baselines need scikit-learn")
@@ -17,6 +18,7 @@ pytest.importorskip("sklearn", reason="the baselines need scikit-learn")
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from tdmer.data import MultimodalDataset
 from tests.test_examples import EXAMPLES, load, refusal, run, write_mmsa, write_npz
 
 QUICK = ["--width", 8, "--heads", 2, "--layers", 0, "--steps", 2]
@@ -168,9 +170,29 @@ def test_the_test_split_is_read_when_told(compared, npz, monkeypatch, tmp_path, 
     assert figures["best_branch"]["mean"] == pytest.approx(np.mean(best))
 
 
+def test_the_best_branch_is_that_of_the_validation_split(monkeypatch, tmp_path):
+    module = load("experiments/protocol", monkeypatch)
+
+    def alone(a, b):
+        return {"alone": {"a": {"accuracy": a}, "b": {"accuracy": b}}, "mean": {"accuracy": 0.4}}
+
+    first = {"valid": {"accuracy": 0.5}, "branches": {"valid": alone(0.8, 0.7)}, "step": 3}
+    first |= {"test": {"accuracy": 0.3}}
+    first["branches"]["test"] = alone(0.1, 0.9)
+    last = {"test": {"accuracy": 0.6}, "branches": {"test": alone(0.2, 0.9)}, "step": 3}
+    for refit, expected in ((False, 0.1), (True, 0.2)):
+        found = iter([first, last])
+        monkeypatch.setattr(module, "from_json", lambda path, found=found: next(found))
+        run = module.Run("v", "official", 0, tmp_path, [], refit, False)
+        figures = module.figures(run, "test")
+        assert figures["best_branch"] == expected
+        assert figures["accuracy"] == (0.6 if refit else 0.3)
+
+
 def test_a_refit_follows_every_run(npz, monkeypatch, tmp_path, capsys):
     more = ["--split", "folds:4/0", "--seeds", 1, *DEFAULT, "--refit"]
-    more += ["--variant", "logistic regression: sklearn"]
+    # Of runs of other precision in one process, none minds the one before.
+    more += ["--variant", "logistic regression: sklearn", "--variant", "half: --precision bf16"]
     run(monkeypatch, "experiments/protocol", *emotions(npz, tmp_path, *more))
     assert "Test split, trained on train and valid" in capsys.readouterr().out
     summary = content(tmp_path, "refit.json")
@@ -284,6 +306,15 @@ def test_baselines_are_those_of_scikit_learn(npz, monkeypatch, compared):
         assert written[split]["accuracy"] == oracle.score(scaled, emotion[rows])
         given = oracle.predict_proba(scaled)[np.arange(rows.sum()), emotion[rows]]
         assert written[split]["loss"] == pytest.approx(-np.log(given).mean(), rel=1e-5)
+
+
+def test_a_mean_is_over_the_numbers(monkeypatch):
+    """In each feature over the real steps where it is one."""
+    pooled = load("experiments/baselines", monkeypatch).pooled
+    steps = torch.tensor([[1.0, torch.nan], [3.0, torch.inf], [5.0, 4.0]])
+    data = MultimodalDataset({"a": [steps, steps[:2]], "b": [steps[:0], steps[2:]]}, [0.0, 0.0])
+    expected = [[3, 4, np.nan, np.nan], [2, np.nan, 5, 4]]
+    np.testing.assert_array_equal(pooled(data), expected)
 
 
 @pytest.mark.parametrize("name", ["logistic regression", "svm", "mlp", "ridge"])

@@ -308,16 +308,22 @@ def test_samples_without_anything_and_without_labels_have_figures(monkeypatch):
     module = load("measure", monkeypatch)
     splits = load("splits", monkeypatch)
     data = MultimodalDataset(
-        {"face": [torch.ones(0, 2), torch.ones(1, 2)], "voice": [torch.ones(0, 3)] * 2},
-        torch.tensor([1, -100]),
+        {"face": [torch.ones(n, 2) for n in (0, 1, 1)], "voice": [torch.ones(0, 3)] * 3},
+        torch.tensor([1, -100, 0]),
     )
-    source = splits.Samples(data, range(2), data.dims, data.labels, data.ids, data.ids)
-    found = module.measure(TDMER(data.dims, 2, width=4, heads=1), Classification(2), source)
+    source = splits.Samples(data, range(3), data.dims, data.labels, data.ids, data.ids)
+    model = TDMER(data.dims, 2, width=4, heads=1)
+    found = module.measure(model, Classification(2), source)
     assert math.isfinite(found.branches["mean"]["loss"])
-    # The labelled one has no face, and nobody a voice.
-    assert math.isnan(found.branches["confidence"]["face"]["tcp"])
-    assert math.isnan(found.branches["confidence"]["voice"]["corr"])
+    # One labelled sample has a face, and none a voice.
+    for branch in ("common", "face"):
+        assert 0 < found.branches["confidence"][branch]["tcp"] < 1
+        assert math.isnan(found.branches["confidence"][branch]["corr"])
+    assert math.isnan(found.branches["confidence"]["voice"]["tcp"])
     assert found.weights["voice"] == 0
+    # Without dropout, in whatever state the model was.
+    again = module.measure(model.train(), Classification(2), source)
+    assert str(again) == str(found)
 
 
 def test_every_figure_is_in_the_run_folder(saved):

@@ -113,7 +113,7 @@ def test_random_splits_keep_groups_together_and_the_sizes_of_the_file(splits, tm
         ids = [name for part in data.values() for name in part.ids]
         assert sorted(ids) == sorted(name for part in own.values() for name in part.ids)
         for split, count in sizes.items():
-            assert abs(len(data[split]) - count) <= 2
+            assert abs(len(data[split]) - count) <= 1
         # The label stays with its sample.
         for sample in data["test"]:
             assert sample.label == sample.inputs["text"][0, 0].clamp(-3, 3)

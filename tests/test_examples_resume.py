@@ -189,6 +189,24 @@ def test_early_stopping_counts_on(train, tmp_path):
     assert files(folder) == files(tmp_path / "alone")
 
 
+def test_a_refit_may_be_killed_too(train, tmp_path, whole, alone):
+    """It ends within an epoch: four steps, of three an epoch."""
+    chosen = shutil.copytree(alone, tmp_path / "chosen")
+    found = json.loads(whole["metrics.json"]) | {"step": 4}
+    (chosen / "metrics.json").write_text(json.dumps(found))
+    options = ["--refit", chosen]
+    train(tmp_path / "alone", *options)
+    refitted = files(tmp_path / "alone")
+    history = json.loads(refitted["metrics.json"])["history"]
+    assert [row["step"] for row in history] == [3, 4]
+    for step in range(4):
+        folder = tmp_path / str(step)
+        with pytest.raises(Killed):
+            train(folder, *options, setup=cut(step))
+        train(folder, *options, "--resume")
+        assert files(folder) == refitted
+
+
 def test_an_interrupted_run_can_be_resumed(train, tmp_path, whole):
     message = stop(train, tmp_path, setup=cut(4, KeyboardInterrupt))
     assert message == "train.py: stopped; --resume goes on after the last epoch"

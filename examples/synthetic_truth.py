@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader
 
 from tdmer import TDMER, Sentiment, TDMERLoss
 from tdmer.data import Batch, MultimodalDataset, Synthetic, collate, make_synthetic
-from tdmer.masks import masked_mean
 from tdmer.model import TDMEROutput
 
 SIZES = {"train": 800, "test": 500}
@@ -98,7 +97,9 @@ def check_fusion(epochs: int, title: str, **options: Any) -> None:
         world = make_synthetic(SIZES, factors=1, noise=3.0, steps=(2, 4), signal={factor: 1.0})
         model = fit(world["train"].dataset, epochs=epochs, alpha=0.1, **options)
         output = run(model, world["test"].dataset)
-        weights = {name: weight.mean().item() for name, weight in output.weights.items()}
+        weights = {"common": output.weights["common"].mean().item()}
+        for name, weight in zip(model.modalities, output.private.confidence.unbind(1), strict=True):
+            weights[name] = weight.mean().item()
         greatest = max(weights, key=lambda name: weights[name])
         right += greatest == branch
         table.add_row(
@@ -139,11 +140,10 @@ def probe_all(model: TDMER, train: Synthetic, test: Synthetic) -> list[float]:
     def mean_r2(kind: str, shared: bool) -> float:
         found = []
         for name in model.modalities:
-            sequences = [
-                (out.common.sequences if kind == "common" else out.private)[name] for out in outputs
-            ]
+            place = model.modalities.index(name)
             features = [
-                masked_mean(x, out.masks[name]) for x, out in zip(sequences, outputs, strict=True)
+                (out.common if kind == "common" else out.private).pooled[:, place]
+                for out in outputs
             ]
             factors = [s.shared if shared else s.private[name] for s in (train, test)]
             found.append(probe(features[0], factors[0], features[1], factors[1]))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tdmer._checks import (
     check_choice,
@@ -16,7 +17,7 @@ from tdmer._checks import (
     per_modality,
 )
 from tdmer.fusion.mean import MeanFusion
-from tdmer.fusion.tcp import TCPFusion
+from tdmer.fusion.tcp import Confidence, TCPFusion
 from tdmer.layers.cross_attention import CrossModalEncoder
 from tdmer.layers.decoupling import Decoupler
 from tdmer.layers.edges import EdgeWeights
@@ -45,6 +46,23 @@ class CommonFeatures(NamedTuple):
     """Length of the interval that holds the features."""
 
 
+class PrivateFeatures(NamedTuple):
+    """Modality-specific features before cross-modal attention; ``m`` counts the modalities.
+
+    What a modality contributes by itself shows here: after the attention each holds something of
+    all the others.
+    """
+
+    sequences: dict[str, Tensor]
+    """``P_m``, ``(b, t_m, d)`` by modality."""
+    pooled: Tensor
+    """Masked means of ``P_m``, ``(b, m, d)``."""
+    logits: Tensor
+    """Logits of each ``P_m`` alone, ``(b, m, k)``."""
+    confidence: Tensor
+    """Estimated true class probability of each ``P_m`` alone, ``(b, m)``; 0 where missing."""
+
+
 class EnhancedFeatures(NamedTuple):
     """Modality-specific features after cross-modal attention; ``m`` counts the modalities."""
 
@@ -65,6 +83,8 @@ class TDMEROutput(NamedTuple):
     """``h``, the fused feature, ``(b, d)``."""
     weights: dict[str, Tensor]
     """``w``, fusion weight of each branch (``"common"`` and the modalities), ``(b,)``."""
+    branches: dict[str, Tensor]
+    """What is fused: pooled features of each branch, layer-normalised, ``(b, d)``."""
     branch_logits: dict[str, Tensor]
     """Logits of each branch alone, ``(b, k)``."""
     masks: dict[str, Tensor]
@@ -75,12 +95,25 @@ class TDMEROutput(NamedTuple):
     """``X_m``, temporal features, ``(b, t_m, d)`` by modality."""
     common: CommonFeatures
     """``C_m``, with what Eqs. 3, 7 and 8 take of it."""
-    private: dict[str, Tensor]
-    """``P_m``, modality-specific features, ``(b, t_m, d)`` by modality."""
+    private: PrivateFeatures
+    """``P_m``, with what each modality says by itself."""
     reconstructed: dict[str, Tensor]
     """``D_m``, reconstruction of ``X_m``, ``(b, t_m, d)`` by modality."""
     enhanced: EnhancedFeatures
     """``P_m^e``, with what Eqs. 7 and 8 take of it."""
+
+
+def _layer_norm(x: Tensor) -> Tensor:
+    """Bring every vector to mean 0 and variance 1; a constant one to 0."""
+    return F.layer_norm(x, x.shape[-1:])
+
+
+def _evidence(logits: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+    """Average the logits of the branches by their weights; both are held fixed."""
+    names = sorted(logits)
+    shares = torch.stack([weights[name] for name in names]).detach()
+    shares = shares / shares.sum(dim=0).clamp(min=torch.finfo(shares.dtype).tiny)
+    return (shares.unsqueeze(2) * torch.stack([logits[name] for name in names]).detach()).sum(dim=0)
 
 
 class TDMER(nn.Module):
@@ -89,11 +122,14 @@ class TDMER(nn.Module):
     Inputs are normalised, brought to one width by a convolution per modality, split into common
     and private features (Eq. 1), the private ones are enhanced by cross-modal attention, and the
     pooled parts are fused with weights that estimate their true class probability (Eqs. 7-13).
+    Pooled parts are layer-normalised, without weights, before any head. The logits are the mean of
+    two: the classifier's of the fused feature, and the branches' own, weighed as the branches are.
     The losses are computed by :class:`tdmer.objective.TDMERLoss` from what this returns. The parts
     are plain attributes, and weights belong to names: the order of ``dims`` changes no prediction.
 
     Args:
-        dims: Feature width of every modality by name, two or more, in any order.
+        dims: Feature width of every modality by name, in any order. One alone has nothing to learn
+            from another, and serves as a baseline.
         num_classes: Width ``k`` of the logits: ``task.num_classes`` of a :mod:`tdmer.tasks` task.
         width: Common width ``d``, a multiple of ``heads``.
         heads: Heads of the cross-modal attention.
@@ -101,8 +137,9 @@ class TDMER(nn.Module):
         kernel_size: Steps under the convolution, one for all modalities or by name.
         dropout: Dropout in the cross-modal blocks, confidence nets and classifier, in [0, 1).
         input_dropout: Dropout of input features, one for all modalities or by name.
-        activation: Bounded end of the encoders: ``"sigmoid"`` (features in [0, 1]) or ``"tanh"``
-            ([-1, 1]).
+        feature_dropout: Dropout of temporal features ``X_m``; both drop a feature from all steps.
+        activation: Bounded end of the common encoder: ``"sigmoid"`` (features in [0, 1]) or
+            ``"tanh"`` ([-1, 1]).
         positions: Whether the cross-modal attention sees positions.
         fusion: ``"tcp"``, or ``"mean"`` for the plain mean of the branches.
 
@@ -120,7 +157,7 @@ class TDMER(nn.Module):
         >>> out.logits.shape
         torch.Size([2, 7])
         >>> out.weights["video"]
-        tensor([0., 0.], grad_fn=<SqueezeBackward1>)
+        tensor([0., 0.], grad_fn=<MaskedFillBackward0>)
     """
 
     def __init__(
@@ -133,13 +170,14 @@ class TDMER(nn.Module):
         layers: int = 1,
         kernel_size: int | Mapping[str, int] = 5,
         dropout: float = 0.5,
-        input_dropout: float | Mapping[str, float] = 0.6,
+        input_dropout: float | Mapping[str, float] = 0.3,
+        feature_dropout: float = 0.5,
         activation: str = "sigmoid",
         positions: bool = True,
         fusion: str = "tcp",
     ) -> None:
         super().__init__()
-        check_names("dims", list(dims), least=2)
+        check_names("dims", list(dims))
         if COMMON in dims:
             raise ValueError(f"dims must not name a modality {COMMON!r}, the name of a branch")
         check_count("num_classes", num_classes, least=2)
@@ -153,12 +191,19 @@ class TDMER(nn.Module):
         self.modalities = tuple(dims)
         # Made, run and summed in the order of the names: the caller's would show in rounding.
         self._names = names = tuple(sorted(dims))
+        self._places = [names.index(m) for m in dims]
         branches = [COMMON, *names]
         bounded, self.span = ACTIVATIONS[activation]
         self.normalizations = nn.ModuleDict({m: InputNormalization(dims[m]) for m in names})
         self.temporal = nn.ModuleDict(
             {
-                m: TemporalConv(dims[m], width, kernel_size=kernels[m], dropout=drops[m])
+                m: TemporalConv(
+                    dims[m],
+                    width,
+                    kernel_size=kernels[m],
+                    dropout=drops[m],
+                    output_dropout=feature_dropout,
+                )
                 for m in names
             }
         )
@@ -174,11 +219,18 @@ class TDMER(nn.Module):
                     positions=positions,
                 )
                 for m in names
+                if len(names) > 1
             }
         )
         self.common_edges = EdgeWeights(width, num_classes)
         self.enhanced_edges = EdgeWeights(width, num_classes)
-        self.classifiers = nn.ModuleDict({name: nn.Linear(width, num_classes) for name in branches})
+        self.private_classifiers, self.classifiers = (
+            nn.ModuleDict({name: nn.Linear(width, num_classes) for name in heads})
+            for heads in (names, branches)
+        )
+        self.private_confidences = nn.ModuleDict(
+            {m: Confidence(width, dropout=dropout) for m in names}
+        )
         self.fusion: nn.Module = (
             TCPFusion(branches, width, dropout=dropout)
             if fusion == "tcp"
@@ -254,7 +306,7 @@ class TDMER(nn.Module):
         for m, temporal in self.temporal.items():
             features[m] = temporal(self.normalizations[m](inputs[m], masks[m]), masks[m])
         common, private, reconstructed = self.decoupler(features, masks)
-        enhanced = {}
+        enhanced = dict(private)
         for m, attention in self.attention.items():
             sources = {p: x for p, x in private.items() if p != m}
             enhanced[m] = attention(private[m], sources, masks[m], masks)
@@ -264,45 +316,67 @@ class TDMER(nn.Module):
             for (m, x), mask in zip(features.items(), masks.values(), strict=True)
         }
         has = {m: mask.any(dim=1) for m, mask in real.items()}
-        common_pooled, enhanced_pooled = (
-            {m: masked_mean(x, masks[m]) for m, x in parts.items()} for parts in (common, enhanced)
+        here = torch.stack(list(has.values()))
+        pooled = torch.stack(
+            [
+                masked_mean(x, masks[m])
+                for part in (common, private, enhanced)
+                for m, x in part.items()
+            ]
         )
         # What is missing is pooled to 0: the sum is over the present.
-        count = torch.stack(list(has.values())).sum(dim=0).clamp(min=1)
-        mean = torch.stack(list(common_pooled.values())).sum(dim=0) / count.unsqueeze(1)
-        branches = {COMMON: mean, **enhanced_pooled}
-        anything = torch.stack(list(has.values())).any(dim=0)
-        fused, weights = self.fusion(branches, {COMMON: anything, **has})
+        count = here.sum(dim=0).clamp(min=1)
+        mean = pooled[: len(here)].sum(dim=0) / count.unsqueeze(1)
+        names = self._names
+        heads = _layer_norm(torch.cat([pooled, mean.unsqueeze(0)]))
+        common_heads, private_heads, enhanced_heads, mean_head = heads.split([len(here)] * 3 + [1])
+        branches = {COMMON: mean_head[0], **dict(zip(names, enhanced_heads, strict=True))}
         branch_logits = {name: self.classifiers[name](x) for name, x in branches.items()}
+        fused, weights = self.fusion(branches, branch_logits, {COMMON: here.any(dim=0), **has})
 
-        present, common_stack, enhanced_stack, enhanced_logits = (
-            torch.stack([found[m] for m in self.modalities], dim=1)
-            for found in (has, common_pooled, enhanced_pooled, branch_logits)
-        )
+        private_logits, confidence = [], []
+        for m, x in zip(names, private_heads, strict=True):
+            private_logits.append(self.private_classifiers[m](x))
+            found = self.private_confidences[m](x, private_logits[-1])
+            confidence.append(found.masked_fill(~has[m], 0.0))
+
+        present, common_stack = self._stacked(here), self._stacked(common_heads)
         common_logits = self.classifiers[COMMON](common_stack)
+        enhanced_logits = self._stacked([branch_logits[m] for m in names])
+        common_pooled, private_pooled, enhanced_pooled = pooled.split(len(here))
         return TDMEROutput(
-            logits=self.classifier(fused),
+            logits=(self.classifier(fused) + _evidence(branch_logits, weights)) / 2,
             fused=fused,
             weights={name: weights[name] for name in (COMMON, *self.modalities)},
+            branches={name: branches[name] for name in (COMMON, *self.modalities)},
             branch_logits={name: branch_logits[name] for name in (COMMON, *self.modalities)},
             masks=self._ordered(real),
             present=present,
             features=self._ordered(features),
             common=CommonFeatures(
                 sequences=self._ordered(common),
-                pooled=common_stack,
+                pooled=self._stacked(common_pooled),
                 logits=common_logits,
                 edges=self.common_edges(common_stack, common_logits, present),
                 span=self.span,
             ),
-            private=self._ordered(private),
+            private=PrivateFeatures(
+                sequences=self._ordered(private),
+                pooled=self._stacked(private_pooled),
+                logits=self._stacked(private_logits),
+                confidence=self._stacked(confidence),
+            ),
             reconstructed=self._ordered(reconstructed),
             enhanced=EnhancedFeatures(
                 sequences=self._ordered(enhanced),
-                pooled=enhanced_stack,
-                edges=self.enhanced_edges(enhanced_stack, enhanced_logits, present),
+                pooled=self._stacked(enhanced_pooled),
+                edges=self.enhanced_edges(self._stacked(enhanced_heads), enhanced_logits, present),
             ),
         )
+
+    def _stacked(self, found: Tensor | Sequence[Tensor]) -> Tensor:
+        """Stack what is by name in the caller's order, along the second axis."""
+        return torch.stack([found[place] for place in self._places], dim=1)
 
     def _ordered(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {m: found[m] for m in self.modalities}
@@ -346,9 +420,13 @@ class TDMER(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Without this, strict=False would leave the attention of such a file out in silence.
         earlier = (f"{prefix}cross_modal.", f"{prefix}fusion.heads.")
-        if any(name.startswith(earlier) for name in state_dict):
+        others = f"{prefix}private_classifiers."
+        if any(name.startswith(earlier) for name in state_dict) or (
+            f"{prefix}classifiers.{COMMON}.weight" in state_dict
+            and not any(name.startswith(others) for name in state_dict)
+        ):
             raise ValueError(
                 "state_dict must be of this version of TDMER, got one of an earlier version, "
-                "whose attention depended on the order of the modalities: train the model anew"
+                "which had other parts: train the model anew"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)

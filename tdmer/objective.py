@@ -15,10 +15,10 @@ from tdmer.losses.cmd import pairwise_cmd_loss
 from tdmer.losses.cross_modal import cross_modal_loss, edge_entropy
 from tdmer.losses.orthogonal import orthogonal_loss
 from tdmer.losses.reconstruction import reconstruction_loss
-from tdmer.masks import masked_mean, unless_full
+from tdmer.masks import unless_full
 from tdmer.model import COMMON, TDMEROutput
 
-TERMS = ("con", "rec", "cp", "pp", "en", "f", "dc", "dp")
+TERMS = ("con", "rec", "cp", "pp", "en", "f", "own", "dc", "dp")
 
 # A term's name, a mean over samples or steps that belongs to it, and over how many.
 Mean = tuple[str, Tensor, Tensor | int]
@@ -28,7 +28,8 @@ Mean = tuple[str, Tensor, Tensor | int]
 class Task(Protocol):
     """What the objective asks of a task. Those of :mod:`tdmer.tasks` have it, and so may yours.
 
-    It is called once for the prediction and once for every branch, each time with the whole batch.
+    It is called once for the prediction, for every branch and for every private feature, each time
+    with the whole batch.
 
     Example:
         >>> from tdmer.tasks import Classification
@@ -43,7 +44,13 @@ class Task(Protocol):
         """Whether a sample has a label, shape ``(b,)``."""
 
     def true_class_probability(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Probability that the logits give to the truth, shape ``(b,)``."""
+        """Probability that the logits give to the truth, shape ``(b,)``; 0 without a label.
+
+        A sample's does not depend on the others of the batch.
+        """
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probability of every class or label, shape of the logits."""
 
 
 class LossTerms(NamedTuple):
@@ -65,6 +72,8 @@ class LossTerms(NamedTuple):
     """Similarity of common and enhanced private features (Eq. 9)."""
     f: Tensor
     """Classification and confidence of the branches (Eq. 12)."""
+    own: Tensor
+    """The same for every private feature alone, before the cross-modal attention."""
     dc: Tensor
     """Cross-modal learning of the common features (Eq. 8)."""
     dp: Tensor
@@ -78,18 +87,21 @@ class LossTerms(NamedTuple):
 class TDMERLoss(nn.Module):
     r"""The objective of TDMER (Eq. 14).
 
-    ``alpha (con + rec) + beta (cp + pp) + gamma en + delta f + task + dc + dp``. Every term is a
-    mean over the batch; a term that needs two modalities is 0 where a batch has fewer; a term of
-    weight 0 is not computed and reported as 0.
+    ``alpha (con + rec) + beta (cp + pp) + gamma en + delta (f + own) + task + dc + dp``. Every term
+    is a mean over the batch; a term that needs two modalities is 0 where a batch has fewer; a term
+    of weight 0 is not computed and reported as 0.
+
+    In ``dc`` and ``dp`` a modality learns from those whose true class probability is greater, and
+    what is compared are probabilities: differences of logits grow with confidence. A sample without
+    a label has no direction, and adds 0.
 
     Args:
         task: An object of :mod:`tdmer.tasks`, or any other :class:`Task`.
         alpha: Weight of ``con`` and ``rec``.
         beta: Weight of ``cp`` and ``pp``.
         gamma: Weight of ``en``.
-        delta: Weight of ``f``. Well below the default, the pull of ``dc`` keeps the logits of the
-            common features constant.
-        without: Names of terms to leave out (``con rec cp pp en f dc dp``), for ablations.
+        delta: Weight of ``f`` and ``own``.
+        without: Names of terms to leave out (``con rec cp pp en f own dc dp``), for ablations.
         entropy_weight: Weight of ``log(edges) - entropy`` of the edges of ``dc`` and ``dp``, which
             keeps the edges from collapsing onto one; 0 is the paper.
         n_moments: Orders of the central moment discrepancy.
@@ -123,7 +135,7 @@ class TDMERLoss(nn.Module):
         self,
         task: Task,
         *,
-        alpha: float = 0.1,
+        alpha: float = 1.0,
         beta: float = 0.1,
         gamma: float = 0.1,
         delta: float = 5.0,
@@ -135,8 +147,7 @@ class TDMERLoss(nn.Module):
         group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        weights = {"alpha": alpha, "beta": beta, "gamma": gamma, "delta": delta}
-        for name, value in weights.items():
+        for name, value in {"alpha": alpha, "beta": beta, "gamma": gamma, "delta": delta}.items():
             check_real(name, value)
         check_real("entropy_weight", entropy_weight)
         check_count("n_moments", n_moments)
@@ -146,7 +157,8 @@ class TDMERLoss(nn.Module):
         for name in without:
             check_choice("without", name, TERMS)
         self.task = task
-        by_term = dict(zip(TERMS, (alpha, alpha, beta, beta, gamma, delta, 1.0, 1.0), strict=True))
+        weights = (alpha, alpha, beta, beta, gamma, delta, delta, 1.0, 1.0)
+        by_term = dict(zip(TERMS, weights, strict=True))
         self.weights = {name: 0.0 if name in without else w for name, w in by_term.items()}
         self.entropy_weight = entropy_weight
         self.n_moments = n_moments
@@ -177,10 +189,10 @@ class TDMERLoss(nn.Module):
             [
                 *self._supervised(output, labels, has),
                 *self._decoupling(output, masks, has),
-                *self._cross_modal(output),
+                *self._cross_modal(output, labels),
             ]
         )
-        if self.weights["con"]:
+        if self.weights["con"] and len(has) > 1:
             pooled = dict(zip(masks, output.common.pooled.unbind(1), strict=True))
             steps = self.samples == "steps"
             terms["con"] = pairwise_cmd_loss(
@@ -205,13 +217,24 @@ class TDMERLoss(nn.Module):
         losses = self.task(output.logits, labels).masked_fill(~labelled, 0.0)
         yield "task", losses.sum() / count.clamp(min=1), count
         if self.weights["f"]:
-            has = {COMMON: torch.stack(list(has.values())).any(dim=0), **has}
-            for name, logits in output.branch_logits.items():
-                losses = self.task(logits, labels)
-                tcp = self.task.true_class_probability(logits.detach(), labels)
-                counts = labelled & has[name]
-                value = tcp_loss(losses, tcp, output.weights[name].to(tcp), mask=counts)
-                yield "f", value, counts.sum()
+            anything = torch.stack(list(has.values())).any(dim=0)
+            for name, here in {COMMON: anything, **has}.items():
+                logits, weight = output.branch_logits[name], output.weights[name]
+                yield "f", *self._branch(logits, weight, labels, labelled & here)
+        if self.weights["own"]:
+            own = output.private
+            for logits, weight, here in zip(
+                own.logits.unbind(1), own.confidence.unbind(1), has.values(), strict=True
+            ):
+                yield "own", *self._branch(logits, weight, labels, labelled & here)
+
+    def _branch(
+        self, logits: Tensor, weight: Tensor, labels: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Eqs. 10 and 11 of one branch, a mean over the samples that count, and their number."""
+        losses = self.task(logits, labels)
+        tcp = self.task.true_class_probability(logits.detach(), labels)
+        return tcp_loss(losses, tcp, weight.to(tcp), mask=counts), counts.sum()
 
     def _decoupling(
         self, output: TDMEROutput, masks: dict[str, Tensor | None], has: dict[str, Tensor]
@@ -222,27 +245,36 @@ class TDMERLoss(nn.Module):
             if weights["rec"]:
                 value = reconstruction_loss(output.reconstructed[m], output.features[m], mask=mask)
                 yield "rec", value, steps
-            for name, other in (("cp", output.private), ("en", output.enhanced.sequences)):
+            private, enhanced = output.private.sequences, output.enhanced.sequences
+            for name, other in (("cp", private), ("en", enhanced)):
                 if weights[name]:
                     value = orthogonal_loss(common[m], other[m], mask=mask, penalty=self.penalty)
                     yield name, value, steps
         if weights["pp"]:
-            pooled = {m: masked_mean(output.private[m], mask) for m, mask in masks.items()}
+            pooled = dict(zip(has, output.private.pooled.unbind(1), strict=True))
             for p, q in combinations(pooled, 2):
                 both = has[p] & has[q]
                 value = orthogonal_loss(pooled[p], pooled[q], mask=both, penalty=self.penalty)
                 yield "pp", value, both.sum()
 
-    def _cross_modal(self, output: TDMEROutput) -> Iterator[Mean]:
+    def _cross_modal(self, output: TDMEROutput, labels: Tensor) -> Iterator[Mean]:
         common, enhanced, present = output.common, output.enhanced, output.present
-        samples = len(present)
-        if self.weights["dc"]:
-            value = cross_modal_loss(common.logits, common.edges, present=present)
-            yield "dc", value, samples
-        if self.weights["dp"]:
-            logits = [x for name, x in output.branch_logits.items() if name != COMMON]
-            value = cross_modal_loss(torch.stack(logits, 1), enhanced.edges, present=present)
-            yield "dp", value, samples
+        samples, modalities = present.shape
+        by_branch = [x for name, x in output.branch_logits.items() if name != COMMON]
+        for name, logits, edges in (
+            ("dc", common.logits, common.edges),
+            ("dp", torch.stack(by_branch, dim=1), enhanced.edges),
+        ):
+            if self.weights[name] and modalities > 1:
+                every = labels.repeat_interleave(modalities, dim=0)
+                tcp = self.task.true_class_probability(logits.detach().flatten(0, 1), every)
+                value = cross_modal_loss(
+                    self.task.probabilities(logits),
+                    edges,
+                    contributions=tcp.view(samples, modalities),
+                    present=present,
+                )
+                yield name, value, samples
         count = present.sum(dim=1)
         most = (count * (count - 1)).clamp(min=1).log()
         for name, edges in (("common", common.edges), ("enhanced", enhanced.edges)):

@@ -25,10 +25,12 @@ class Classification(nn.Module):
 
     Args:
         num_classes: Number of classes, at least 2.
+        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1). The
+            true class probability is that of the label as it is.
 
     Raises:
-        TypeError: ``num_classes`` is not an int.
-        ValueError: ``num_classes`` is below 2.
+        TypeError: An argument is of the wrong type.
+        ValueError: ``num_classes`` is below 2, or ``label_smoothing`` out of range.
 
     Example:
         >>> task = Classification(2)
@@ -41,14 +43,16 @@ class Classification(nn.Module):
 
     missing = -100
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
         check_count("num_classes", num_classes, least=2)
+        check_real("label_smoothing", label_smoothing, below=1.0)
         self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
 
     def extra_repr(self) -> str:
         """Return the options."""
-        return f"num_classes={self.num_classes}"
+        return f"num_classes={self.num_classes}, label_smoothing={self.label_smoothing}"
 
     def forward(
         self, logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]
@@ -56,7 +60,11 @@ class Classification(nn.Module):
         """Cross-entropy of every sample, 0 where the label is missing."""
         self._check(logits, labels)
         return F.cross_entropy(
-            _precise(logits), labels, reduction="none", ignore_index=self.missing
+            _precise(logits),
+            labels,
+            reduction="none",
+            ignore_index=self.missing,
+            label_smoothing=self.label_smoothing,
         )
 
     def labelled(self, labels: Int64[Tensor, " b"]) -> Bool[Tensor, " b"]:
@@ -71,6 +79,10 @@ class Classification(nn.Module):
         known = self.labelled(labels)
         tcp = true_class_probability(logits, labels.masked_fill(~known, 0))
         return tcp.masked_fill(~known, 0.0)
+
+    def probabilities(self, logits: Float[Tensor, "*n k"]) -> Float[Tensor, "*n k"]:
+        """Return the probability of every class."""
+        return _precise(logits).softmax(dim=-1)
 
     def predict(self, logits: Float[Tensor, "b k"]) -> Int64[Tensor, " b"]:
         """Return the most probable class."""
@@ -100,11 +112,12 @@ class Sentiment(nn.Module):
         values: Class values, finite and increasing, in the units of the labels. They are held in
             torch's default precision, and follow the Module to another.
         l1_weight: Weight of the absolute error of the expectation beside the cross-entropy.
+        label_smoothing: As in :class:`Classification`, of the cross-entropy.
 
     Raises:
-        TypeError: ``l1_weight`` is not a number.
-        ValueError: ``values`` are fewer than two, infinite or not increasing, or ``l1_weight`` is
-            negative or infinite.
+        TypeError: ``l1_weight`` or ``label_smoothing`` is not a number.
+        ValueError: ``values`` are fewer than two, infinite or not increasing, or a number is out
+            of range.
 
     Example:
         >>> task = Sentiment(values=(-1, 0, 1))
@@ -118,7 +131,11 @@ class Sentiment(nn.Module):
     values: Tensor
 
     def __init__(
-        self, values: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3), *, l1_weight: float = 0.0
+        self,
+        values: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3),
+        *,
+        l1_weight: float = 0.0,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         buffer = torch.tensor(values, dtype=torch.get_default_dtype())
@@ -126,8 +143,10 @@ class Sentiment(nn.Module):
         if not increasing or len(buffer) < 2 or not bool(buffer[0].isfinite()):
             raise ValueError(f"values must be two or more finite increasing numbers, got {values}")
         check_real("l1_weight", l1_weight)
+        check_real("label_smoothing", label_smoothing, below=1.0)
         self.register_buffer("values", buffer)
         self.l1_weight = l1_weight
+        self.label_smoothing = label_smoothing
 
     @property
     def num_classes(self) -> int:
@@ -136,7 +155,10 @@ class Sentiment(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the options."""
-        return f"values={tuple(self.values.tolist())}, l1_weight={self.l1_weight}"
+        return (
+            f"values={tuple(self.values.tolist())}, l1_weight={self.l1_weight}, "
+            f"label_smoothing={self.label_smoothing}"
+        )
 
     def target(self, labels: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
         """Split labels between class values; rows sum to 1, and to 0 where a label is missing.
@@ -159,9 +181,12 @@ class Sentiment(nn.Module):
         self._check(logits, labels)
         precise = _precise(logits)
         target = self.target(labels).to(precise.dtype)
+        known = self.labelled(labels)
+        if self.label_smoothing:
+            even = known.unsqueeze(1) / self.num_classes
+            target = torch.lerp(target, even.to(target.dtype), self.label_smoothing)
         loss = -(target * precise.log_softmax(dim=-1)).sum(dim=-1)
         if self.l1_weight:
-            known = self.labelled(labels)
             labels = labels.masked_fill(~known, 0.0).to(precise.dtype)
             error = (self.predict(precise) - labels).abs()
             loss = loss + self.l1_weight * error.masked_fill(~known, 0.0)
@@ -179,10 +204,14 @@ class Sentiment(nn.Module):
         precise = _precise(logits)
         return true_class_probability(precise, self.target(labels).to(precise.dtype))
 
+    def probabilities(self, logits: Float[Tensor, "*n k"]) -> Float[Tensor, "*n k"]:
+        """Return the probability of every class value."""
+        return _precise(logits).softmax(dim=-1)
+
     def predict(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
         """Return the expectation of the class values."""
-        precise = _precise(logits)
-        return precise.softmax(dim=-1) @ self.values.to(precise.dtype)
+        probabilities = self.probabilities(logits)
+        return probabilities @ self.values.to(probabilities.dtype)
 
     def _check(self, logits: Tensor, labels: Tensor) -> None:
         check_features("logits", logits, ndim=2, width=self.num_classes)
@@ -242,15 +271,19 @@ class MultiLabel(nn.Module):
     ) -> Float[Tensor, " b"]:
         """Mean probability of the true state over the known labels of every sample."""
         self._check(logits, labels)
-        probabilities = self.predict(logits)
+        probabilities = self.probabilities(logits)
         known = ~labels.isnan()
         labels = labels.masked_fill(~known, 0.0).to(probabilities.dtype)
         of_state = labels * probabilities + (1 - labels) * (1 - probabilities)
         return self._mean_known(of_state, known)
 
-    def predict(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+    def probabilities(self, logits: Float[Tensor, "*n k"]) -> Float[Tensor, "*n k"]:
         """Return the probability of every label."""
         return _precise(logits).sigmoid()
+
+    def predict(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+        """Return the probability of every label."""
+        return self.probabilities(logits)
 
     @staticmethod
     def _mean_known(values: Tensor, known: Tensor) -> Tensor:

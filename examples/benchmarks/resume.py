@@ -70,9 +70,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10, help="runs to kill")
     parser.add_argument("--random", type=int, default=0, help="seed of the moments")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--epochs", default="4")
+    parser.add_argument("--steps", default="100")
     args, options = parser.parse_known_args()
-    options += ["--epochs", args.epochs]
+    options += ["--steps", args.steps]
     rng = random.Random(args.random)
     failed = False
     with tempfile.TemporaryDirectory() as name:

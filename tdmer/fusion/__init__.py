@@ -2,6 +2,7 @@
 
 from tdmer.fusion.mean import MeanFusion
 from tdmer.fusion.tcp import (
+    Confidence,
     FusionOutput,
     TCPFusion,
     confidence_loss,
@@ -10,6 +11,7 @@ from tdmer.fusion.tcp import (
 )
 
 __all__ = [
+    "Confidence",
     "FusionOutput",
     "MeanFusion",
     "TCPFusion",

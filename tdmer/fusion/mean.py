@@ -20,7 +20,8 @@ class MeanFusion(nn.Module):
 
     Example:
         >>> fusion = MeanFusion(["common", "text"], width=1)
-        >>> fusion({"common": torch.zeros(1, 1), "text": torch.ones(1, 1)}).fused
+        >>> branches = {"common": torch.zeros(1, 1), "text": torch.ones(1, 1)}
+        >>> fusion(branches, logits={}).fused
         tensor([[0.5000]])
     """
 
@@ -38,9 +39,10 @@ class MeanFusion(nn.Module):
     def forward(
         self,
         branches: Mapping[str, Float[Tensor, "b d"]],
+        logits: Mapping[str, Float[Tensor, "b k"]],
         present: Mapping[str, Bool[Tensor, " b"]] | None = None,
     ) -> FusionOutput:
-        """Average the branches that a sample has; arguments as for :class:`TCPFusion`."""
+        """Average the branches that a sample has, whatever their logits; see :class:`TCPFusion`."""
         check_branches(branches, self.branches, self.width)
         x = torch.stack([branches[name] for name in self.branches])
         everywhere = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)

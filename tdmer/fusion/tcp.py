@@ -151,12 +151,55 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 
+class Confidence(nn.Module):
+    r"""Estimate of the true class probability of a branch, from its feature and its own logits.
+
+    ``w = sigmoid(MLP(x) + s logit(sum_k p_k^2))`` with ``p = softmax(logits)`` held fixed. The sum
+    is the true class probability that ``p`` itself expects; the MLP, which begins at nearly 0,
+    learns where the feature says that ``p`` errs. From the feature alone, as the paper has it, the
+    estimate follows the true class probability of unseen samples less well than the greatest
+    entry of ``p`` does.
+
+    Args:
+        width: Width ``d`` of the branch.
+        dropout: Dropout inside the MLP, in [0, 1).
+
+    Source:
+        Xu et al., "TDMER", ICASSP 2025, Section II.D, to which the logits are added.
+
+    Example:
+        >>> confidence = Confidence(8)
+        >>> confidence(torch.zeros(2, 8), torch.zeros(2, 3)).shape
+        torch.Size([2])
+    """
+
+    def __init__(self, width: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        check_count("width", width)
+        check_real("dropout", dropout, below=1.0)
+        last = nn.Linear(width, 1)
+        nn.init.normal_(last.weight, std=1e-3)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), last)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(
+        self, x: Float[Tensor, "*n d"], logits: Float[Tensor, "*n k"]
+    ) -> Float[Tensor, "*n"]:
+        """Estimate it for every sample; values in [0, 1]."""
+        precise = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+        expected = precise.softmax(dim=-1).square().sum(dim=-1)
+        prior = expected.logit(eps=1e-4).to(x.dtype)
+        score: Tensor = self.mlp(x).squeeze(-1) + self.scale * prior
+        return score.sigmoid()
+
+
 class TCPFusion(nn.Module):
     """Sum of branches, each weighed by a prediction of its true class probability.
 
-    Every branch has a confidence net ``w = sigmoid(MLP(branch))``; the fused feature is
-    ``h = sum w * branch``. The predicted weights are used in training, too: the true probability
-    would leak the label. The weights are not normalised.
+    Every branch has a :class:`Confidence` ``w``; the fused feature is ``h = sum w * branch``. The
+    predicted weights are used in training, too: the true probability would leak the label. The
+    weights are not normalised.
 
     Args:
         branches: Names of the branches.
@@ -168,7 +211,9 @@ class TCPFusion(nn.Module):
 
     Example:
         >>> fusion = TCPFusion(["common", "text"], width=8)
-        >>> out = fusion({"common": torch.zeros(2, 8), "text": torch.zeros(2, 8)})
+        >>> branches = {"common": torch.zeros(2, 8), "text": torch.zeros(2, 8)}
+        >>> logits = {"common": torch.zeros(2, 3), "text": torch.zeros(2, 3)}
+        >>> out = fusion(branches, logits)
         >>> out.fused.shape, out.weights["text"].shape
         (torch.Size([2, 8]), torch.Size([2]))
     """
@@ -176,33 +221,24 @@ class TCPFusion(nn.Module):
     def __init__(self, branches: Sequence[str], width: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         check_names("branches", branches)
-        check_count("width", width)
-        check_real("dropout", dropout, below=1.0)
         self.width = width
         # In the order of the names, in which they are summed: the caller's would show in rounding.
         self.branches = tuple(sorted(branches))
         self.confidences = nn.ModuleDict(
-            {
-                name: nn.Sequential(
-                    nn.Linear(width, width),
-                    nn.ReLU(),
-                    nn.Dropout(dropout),
-                    nn.Linear(width, 1),
-                    nn.Sigmoid(),
-                )
-                for name in self.branches
-            }
+            {name: Confidence(width, dropout=dropout) for name in self.branches}
         )
 
     def forward(
         self,
         branches: Mapping[str, Float[Tensor, "b d"]],
+        logits: Mapping[str, Float[Tensor, "b k"]],
         present: Mapping[str, Bool[Tensor, " b"]] | None = None,
     ) -> FusionOutput:
         """Weigh and sum the branches.
 
         Args:
             branches: One vector per branch and sample.
+            logits: What a classifier says of each branch alone.
             present: True where a sample has the branch; None or a missing entry: everywhere. A
                 missing branch weighs exactly 0, whatever stands in it.
 
@@ -214,8 +250,9 @@ class TCPFusion(nn.Module):
         fused, weights = [], {}
         for name, confidence in self.confidences.items():
             here = None if present is None else present.get(name)
-            branch = zero_pads(branches[name], here)
-            weights[name] = zero_pads(confidence(branch), here).squeeze(1)
+            branch, its_logits = zero_pads(branches[name], here), zero_pads(logits[name], here)
+            weight = confidence(branch, its_logits)
+            weights[name] = weight if here is None else weight.masked_fill(~here, 0.0)
             fused.append(weights[name].unsqueeze(1) * branch)
         return FusionOutput(
             torch.stack(fused).sum(dim=0), {name: weights[name] for name in branches}

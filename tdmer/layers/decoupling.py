@@ -25,13 +25,15 @@ class Decoupler(nn.Module):
     """Common and private encoders, private decoders (Eq. 1 and the decoders of Eq. 4).
 
     ``C_m = E_com(X_m)``, ``P_m = E_m(X_m)``, ``D_m = Dec_m([C_m, P_m])``. The common encoder is
-    shared by all modalities. Encoders end in a bounded activation, because the central moment
-    discrepancy of Eq. 2 needs features on a compact interval.
+    shared by all modalities. Encoders have one hidden layer. The common one ends in a bounded
+    activation, because the central moment discrepancy of Eq. 2 needs features on a compact
+    interval; the private ones end in tanh, because features that are never negative cannot become
+    orthogonal to one another (Eqs. 5, 6).
 
     Args:
         names: Names of the modalities.
         width: Width ``d`` of the features.
-        activation: Builds the bounded end of the encoders; :class:`torch.nn.Sigmoid` or
+        activation: Builds the bounded end of the common encoder; :class:`torch.nn.Sigmoid` or
             :class:`torch.nn.Tanh`.
 
     Source:
@@ -56,11 +58,11 @@ class Decoupler(nn.Module):
         check_names("names", names)
         check_count("width", width)
 
-        def encoder() -> nn.Sequential:
-            return nn.Sequential(nn.Linear(width, width), activation())
+        def encoder(end: nn.Module) -> nn.Sequential:
+            return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), end)
 
-        self.common_encoder = encoder()
-        self.private_encoders = nn.ModuleDict({name: encoder() for name in names})
+        self.common_encoder = encoder(activation())
+        self.private_encoders = nn.ModuleDict({name: encoder(nn.Tanh()) for name in names})
         self.decoders = nn.ModuleDict({name: nn.Linear(2 * width, width) for name in names})
 
     def forward(

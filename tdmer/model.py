@@ -334,8 +334,9 @@ class TDMER(nn.Module):
         branch_logits = {name: self.classifiers[name](x) for name, x in branches.items()}
         fused, weights = self.fusion(branches, branch_logits, {COMMON: here.any(dim=0), **has})
 
+        # Read only: trained by these heads, private features would take in what is shared.
         private_logits, confidence = [], []
-        for m, x in zip(names, private_heads, strict=True):
+        for m, x in zip(names, private_heads.detach(), strict=True):
             private_logits.append(self.private_classifiers[m](x))
             found = self.private_confidences[m](x, private_logits[-1])
             confidence.append(found.masked_fill(~has[m], 0.0))

@@ -11,7 +11,6 @@ def cross_modal_loss(
     logits: Float[Tensor, "b m k"],
     edges: Float[Tensor, "b m m"],
     *,
-    contributions: Float[Tensor, "b m"] | None = None,
     present: Bool[Tensor, "b m"] | None = None,
 ) -> Float[Tensor, ""]:
     r"""Weighted differences of the logits of all ordered pairs of modalities (Eq. 8).
@@ -25,9 +24,6 @@ def cross_modal_loss(
             with confidence; that of probabilities is at most 2.
         edges: ``[b, p, q]``, the weight with which ``q`` learns from ``p``; see
             :class:`tdmer.layers.EdgeWeights`. The diagonal does not count.
-        contributions: What every modality contributes, such as its true class probability; only
-            edges from a greater contribution to a smaller one then count. They are held fixed.
-            None: all edges count.
         present: True where a sample has the modality; None: everywhere. What stands elsewhere
             does not matter.
 
@@ -48,26 +44,18 @@ def cross_modal_loss(
         >>> edges = torch.tensor([[[0.0, 0.75], [0.25, 0.0]]])
         >>> cross_modal_loss(logits, edges)
         tensor(3.)
-        >>> cross_modal_loss(logits, edges, contributions=torch.tensor([[0.9, 0.1]]))
-        tensor(2.2500)
     """
     check_features("logits", logits, ndim=3)
     check_features("edges", edges, ndim=3)
     b, m, _ = logits.shape
     if edges.shape != (b, m, m):
         raise ValueError(f"edges must have shape {(b, m, m)}, got {tuple(edges.shape)}")
-    if contributions is not None and contributions.shape != (b, m):
-        raise ValueError(
-            f"contributions must have shape {(b, m)}, got {tuple(contributions.shape)}"
-        )
     check_mask("present", present, (b, m))
     precise = torch.promote_types(torch.promote_types(logits.dtype, edges.dtype), torch.float32)
     logits, edges = logits.to(precise), edges.to(precise)
     if present is not None:
         logits = logits.masked_fill(~present.unsqueeze(-1), 0.0)
         edges = edges.masked_fill(~(present.unsqueeze(2) & present.unsqueeze(1)), 0.0)
-    if contributions is not None:
-        edges = edges.masked_fill(contributions.unsqueeze(2) <= contributions.unsqueeze(1), 0.0)
     differences = (logits.detach().unsqueeze(2) - logits.unsqueeze(1)).abs().sum(dim=-1)
     return (edges * differences).sum() / max(b, 1)
 

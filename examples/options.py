@@ -44,6 +44,7 @@ def parse_args(description: str, arguments: Sequence[str] | None = None) -> argp
     add("--threads", type=number(int, 1), default=1, help="CPU threads per process")
     add("--values", type=float, nargs="+", default=[-3, -2, -1, 0, 1, 2, 3], help="of scores")
     add("--l1-weight", type=float, default=0.5, help="of the absolute error, for scores")
+    add("--label-smoothing", type=number(float, below=1), default=0.1, help="of the task")
     add("--without", nargs="*", choices=TERMS, default=[], help="terms of the loss to leave out")
     for part in (TDMER, TDMERLoss):
         add_arguments(parser, part)

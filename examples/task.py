@@ -15,13 +15,16 @@ Task = Sentiment | Classification
 
 
 def describe_task(
-    splits: Mapping[str, Samples], values: list[float], l1_weight: float
+    splits: Mapping[str, Samples], *, values: list[float], l1_weight: float, label_smoothing: float
 ) -> dict[str, Any]:
     """Say for JSON which task it is: floating-point labels are scores, whole numbers classes."""
     labels = torch.cat([data.labels for data in splits.values()])
-    if labels.is_floating_point():
-        return {"name": "Sentiment", "values": values, "l1_weight": l1_weight}
-    return {"name": "Classification", "num_classes": max(2, int(labels.max()) + 1)}
+    kind: dict[str, Any] = (
+        {"name": "Sentiment", "values": values, "l1_weight": l1_weight}
+        if labels.is_floating_point()
+        else {"name": "Classification", "num_classes": max(2, int(labels.max()) + 1)}
+    )
+    return kind | {"label_smoothing": label_smoothing}
 
 
 def build_task(name: str, **options: Any) -> Task:
@@ -35,12 +38,15 @@ def main_figure(task: Task) -> str:
     return "mae" if isinstance(task, Sentiment) else "accuracy"
 
 
-def choosing_figure(task: Task) -> str:
-    """Return the name of the metric that is least in the epoch to keep.
+def standing(task: Task, metrics: Mapping[str, float]) -> tuple[float, ...]:
+    """Return what is greatest in the epoch to keep.
 
-    Of classes it is the mean cross-entropy, for an accuracy moves in steps.
+    Of classes it is the accuracy, and among equals the lesser loss: the loss alone rises with the
+    confidence of a network while its accuracy still does.
     """
-    return "mae" if isinstance(task, Sentiment) else "loss"
+    if isinstance(task, Sentiment):
+        return (-metrics["mae"],)
+    return metrics["accuracy"], -metrics["loss"]
 
 
 def metrics(task: Task, logits: Tensor, labels: Tensor) -> dict[str, float]:

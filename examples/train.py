@@ -32,7 +32,7 @@ from measure import measure
 from options import parse_args, take_arguments
 from run_folder import RunFolder, chosen_step
 from splits import fingerprint, load_splits, shared_groups
-from task import build_task, check_labels, check_training, choosing_figure, describe_task
+from task import build_task, check_labels, check_training, describe_task, main_figure, standing
 from torch.optim.lr_scheduler import LinearLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -70,8 +70,9 @@ def train(args: argparse.Namespace) -> None:
     options = {name: value for name, value in vars(args).items() if name not in places}
     samples = take_arguments(options, load_splits)
     data = load_splits(args.data, **samples)
-    described = describe_task(data, options.pop("values"), options.pop("l1_weight"))
-    task, figure = build_task(**described), choosing_figure(build_task(**described))
+    described = describe_task(data, **take_arguments(options, describe_task))
+    task = build_task(**described)
+    figure = main_figure(task)
     check_labels(args.data, data, task)
     check_training(data, task)
     sizes = {"dims": data["train"].dims, "num_classes": task.num_classes}
@@ -158,7 +159,10 @@ def train(args: argparse.Namespace) -> None:
             row |= {"valid": valid.metrics, "weights": valid.weights}
             branches["valid"] = valid.branches
         history.append(row)
-        if args.refit or not best or row["valid"][figure] < best["valid"][figure]:
+        better = not args.refit and (
+            not best or standing(task, row["valid"]) > standing(task, best["valid"])
+        )
+        if args.refit or better:
             best = row | {"branches": branches}
             best_weights = {n: x.cpu().clone() for n, x in averaged.module.state_dict().items()}
         states = {name: part.state_dict() for name, part in parts.items()}

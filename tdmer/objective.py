@@ -133,7 +133,7 @@ class TDMERLoss(nn.Module):
         self,
         task: Task,
         *,
-        alpha: float = 3.0,
+        alpha: float = 10.0,
         beta: float = 0.1,
         gamma: float = 0.1,
         delta: float = 5.0,

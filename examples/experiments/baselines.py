@@ -51,7 +51,7 @@ def fit(name: str, args: argparse.Namespace) -> None:
     """
     samples = take_arguments(dict(vars(args)), load_splits)
     data = load_splits(args.data, **samples)
-    described = describe_task(data, args.values, args.l1_weight)
+    described = describe_task(data, **take_arguments(dict(vars(args)), describe_task))
     task = build_task(**described)
     check_labels(args.data, data, task)
     check_training(data, task)

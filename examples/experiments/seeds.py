@@ -36,7 +36,7 @@ from options import number  # noqa: E402
 from predict import load_run  # noqa: E402
 from run_folder import from_json, to_json, write  # noqa: E402
 from splits import Samples, load_splits  # noqa: E402
-from task import Task, choosing_figure, metrics  # noqa: E402
+from task import Task, metrics, standing  # noqa: E402
 
 COLUMNS = {
     "loss": "loss",
@@ -94,7 +94,7 @@ def main() -> None:
         Run(seed=seed, missing=without_each(model, task, data), **result)
         for seed, ((model, *_), result) in enumerate(zip(loaded, results, strict=True))
     ]
-    best = min(runs, key=lambda run: run.valid[choosing_figure(task)])
+    best = max(runs, key=lambda run: standing(task, run.valid))
     bounds = intervals(task, collect(loaded[best.seed][0], data))
     summary = summarize(runs) | {"interval": {"seed": best.seed, "level": 0.95, "test": bounds}}
     write(out / "metrics.json", to_json(summary))

@@ -157,7 +157,7 @@ class TDMER(nn.Module):
         >>> out.logits.shape
         torch.Size([2, 7])
         >>> out.weights["video"]
-        tensor([0., 0.], grad_fn=<MaskedFillBackward0>)
+        tensor([0., 0.], grad_fn=<UnbindBackward0>)
     """
 
     def __init__(
@@ -228,9 +228,7 @@ class TDMER(nn.Module):
             nn.ModuleDict({name: nn.Linear(width, num_classes) for name in heads})
             for heads in (names, branches)
         )
-        self.private_confidences = nn.ModuleDict(
-            {m: Confidence(width, dropout=dropout) for m in names}
-        )
+        self.private_confidence = Confidence(len(names), width, dropout=dropout)
         self.fusion: nn.Module = (
             TCPFusion(branches, width, dropout=dropout)
             if fusion == "tcp"
@@ -335,11 +333,11 @@ class TDMER(nn.Module):
         fused, weights = self.fusion(branches, branch_logits, {COMMON: here.any(dim=0), **has})
 
         # Read only: trained by these heads, private features would take in what is shared.
-        private_logits, confidence = [], []
-        for m, x in zip(names, private_heads.detach(), strict=True):
-            private_logits.append(self.private_classifiers[m](x))
-            found = self.private_confidences[m](x, private_logits[-1])
-            confidence.append(found.masked_fill(~has[m], 0.0))
+        alone = private_heads.detach()
+        private_logits = torch.stack(
+            [self.private_classifiers[m](x) for m, x in zip(names, alone, strict=True)]
+        )
+        confidence = self.private_confidence(alone, private_logits).masked_fill(~here, 0.0)
 
         present, common_stack = self._stacked(here), self._stacked(common_heads)
         common_logits = self.classifiers[COMMON](common_stack)

@@ -28,8 +28,8 @@ Mean = tuple[str, Tensor, Tensor | int]
 class Task(Protocol):
     """What the objective asks of a task. Those of :mod:`tdmer.tasks` have it, and so may yours.
 
-    It is called once for the prediction, for every branch and for every private feature, each time
-    with the whole batch.
+    It is called once for the prediction and for every branch, each time with the whole batch, and
+    once for the private features of all modalities, with every sample as often as there are.
 
     Example:
         >>> from tdmer.tasks import Classification
@@ -219,22 +219,24 @@ class TDMERLoss(nn.Module):
         if self.weights["f"]:
             anything = torch.stack(list(has.values())).any(dim=0)
             for name, here in {COMMON: anything, **has}.items():
-                logits, weight = output.branch_logits[name], output.weights[name]
-                yield "f", *self._branch(logits, weight, labels, labelled & here)
+                logits, counts = output.branch_logits[name], labelled & here
+                losses = self.task(logits, labels)
+                tcp = self.task.true_class_probability(logits.detach(), labels)
+                value = tcp_loss(losses, tcp, output.weights[name].to(tcp), mask=counts)
+                yield "f", value, counts.sum()
         if self.weights["own"]:
+            # All at once: a modality's losses are a column.
             own = output.private
-            for logits, weight, here in zip(
-                own.logits.unbind(1), own.confidence.unbind(1), has.values(), strict=True
+            every = labels.repeat_interleave(len(has), dim=0)
+            logits = own.logits.flatten(0, 1)
+            losses = self.task(logits, every)
+            tcp = self.task.true_class_probability(logits.detach(), every)
+            columns = (x.view(own.confidence.shape).unbind(1) for x in (losses, tcp))
+            for loss, truth, weight, here in zip(
+                *columns, own.confidence.unbind(1), has.values(), strict=True
             ):
-                yield "own", *self._branch(logits, weight, labels, labelled & here)
-
-    def _branch(
-        self, logits: Tensor, weight: Tensor, labels: Tensor, counts: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Eqs. 10 and 11 of one branch, a mean over the samples that count, and their number."""
-        losses = self.task(logits, labels)
-        tcp = self.task.true_class_probability(logits.detach(), labels)
-        return tcp_loss(losses, tcp, weight.to(tcp), mask=counts), counts.sum()
+                counts = labelled & here
+                yield "own", tcp_loss(loss, truth, weight.to(truth), mask=counts), counts.sum()
 
     def _decoupling(
         self, output: TDMEROutput, masks: dict[str, Tensor | None], has: dict[str, Tensor]

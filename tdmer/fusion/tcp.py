@@ -152,52 +152,60 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class Confidence(nn.Module):
-    r"""Estimate of the true class probability of a branch, from its feature and its own logits.
+    r"""Estimates of the true class probability of branches, from features and the branches' logits.
 
     ``w = sigmoid(MLP(x) + s logit(sum_k p_k^2))`` with ``p = softmax(logits)`` held fixed. The sum
     is the true class probability that ``p`` itself expects; the MLP, which begins at nearly 0,
     learns where the feature says that ``p`` errs. From the feature alone, as the paper has it, the
     estimate follows the true class probability of unseen samples less well than the greatest
-    entry of ``p`` does.
+    entry of ``p`` does. Every branch has a net of its own; all are computed at once.
 
     Args:
-        width: Width ``d`` of the branch.
-        dropout: Dropout inside the MLP, in [0, 1).
+        branches: Number ``e`` of branches.
+        width: Width ``d`` of every branch.
+        dropout: Dropout inside the MLPs, in [0, 1).
 
     Source:
         Xu et al., "TDMER", ICASSP 2025, Section II.D, to which the logits are added.
 
     Example:
-        >>> confidence = Confidence(8)
-        >>> confidence(torch.zeros(2, 8), torch.zeros(2, 3)).shape
-        torch.Size([2])
+        >>> confidence = Confidence(2, width=8)
+        >>> confidence(torch.zeros(2, 5, 8), torch.zeros(2, 5, 3)).shape
+        torch.Size([2, 5])
     """
 
-    def __init__(self, width: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, branches: int, width: int, *, dropout: float = 0.0) -> None:
         super().__init__()
+        check_count("branches", branches)
         check_count("width", width)
         check_real("dropout", dropout, below=1.0)
-        last = nn.Linear(width, 1)
-        nn.init.normal_(last.weight, std=1e-3)
-        nn.init.zeros_(last.bias)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), last)
-        self.scale = nn.Parameter(torch.ones(()))
+        # As torch.nn.Linear begins, but for the last layer.
+        bound = width**-0.5
+        self.hidden = nn.Parameter(torch.empty(branches, width, width).uniform_(-bound, bound))
+        self.hidden_bias = nn.Parameter(torch.empty(branches, 1, width).uniform_(-bound, bound))
+        self.dropout = nn.Dropout(dropout)
+        self.last = nn.Parameter(torch.empty(branches, width, 1).normal_(std=1e-3))
+        self.bias = nn.Parameter(torch.zeros(branches, 1))
+        self.scale = nn.Parameter(torch.ones(branches, 1))
 
     def forward(
-        self, x: Float[Tensor, "*n d"], logits: Float[Tensor, "*n k"]
-    ) -> Float[Tensor, "*n"]:
-        """Estimate it for every sample; values in [0, 1]."""
+        self, x: Float[Tensor, "e b d"], logits: Float[Tensor, "e b k"]
+    ) -> Float[Tensor, "e b"]:
+        """Estimate it for every branch and sample; values in [0, 1]."""
+        check_features("x", x, ndim=3, width=self.hidden.shape[1])
+        check_features("logits", logits, ndim=3)
         precise = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
         expected = precise.softmax(dim=-1).square().sum(dim=-1)
         prior = expected.logit(eps=1e-4).to(x.dtype)
-        score: Tensor = self.mlp(x).squeeze(-1) + self.scale * prior
+        hidden = self.dropout(torch.baddbmm(self.hidden_bias, x, self.hidden).relu())
+        score: Tensor = (hidden @ self.last).squeeze(-1) + self.bias + self.scale * prior
         return score.sigmoid()
 
 
 class TCPFusion(nn.Module):
     """Sum of branches, each weighed by a prediction of its true class probability.
 
-    Every branch has a :class:`Confidence` ``w``; the fused feature is ``h = sum w * branch``. The
+    Every branch has a :class:`Confidence`, ``w``; the fused feature is ``h = sum w * branch``. The
     predicted weights are used in training, too: the true probability would leak the label. The
     weights are not normalised.
 
@@ -224,9 +232,7 @@ class TCPFusion(nn.Module):
         self.width = width
         # In the order of the names, in which they are summed: the caller's would show in rounding.
         self.branches = tuple(sorted(branches))
-        self.confidences = nn.ModuleDict(
-            {name: Confidence(width, dropout=dropout) for name in self.branches}
-        )
+        self.confidence = Confidence(len(self.branches), width, dropout=dropout)
 
     def forward(
         self,
@@ -247,16 +253,20 @@ class TCPFusion(nn.Module):
             ValueError: ``branches`` are not those of the constructor, or a width is another.
         """
         check_branches(branches, self.branches, self.width)
-        fused, weights = [], {}
-        for name, confidence in self.confidences.items():
-            here = None if present is None else present.get(name)
-            branch, its_logits = zero_pads(branches[name], here), zero_pads(logits[name], here)
-            weight = confidence(branch, its_logits)
-            weights[name] = weight if here is None else weight.masked_fill(~here, 0.0)
-            fused.append(weights[name].unsqueeze(1) * branch)
-        return FusionOutput(
-            torch.stack(fused).sum(dim=0), {name: weights[name] for name in branches}
+        here, x, its_logits = (
+            None,
+            *(torch.stack([found[name] for name in self.branches]) for found in (branches, logits)),
         )
+        if present is not None:
+            everywhere = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
+            here = torch.stack([present.get(name, everywhere) for name in self.branches])
+            x, its_logits = zero_pads(x, here), zero_pads(its_logits, here)
+        weights = self.confidence(x, its_logits)
+        if here is not None:
+            weights = weights.masked_fill(~here, 0.0)
+        fused = (weights.unsqueeze(2) * x).sum(dim=0)
+        named = dict(zip(self.branches, weights, strict=True))
+        return FusionOutput(fused, {name: named[name] for name in branches})
 
 
 def check_branches(branches: Mapping[str, Tensor], names: Sequence[str], width: int) -> None:

@@ -1,5 +1,6 @@
 """Cross-modal attention: private features of one modality enhanced by those of the others."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -48,6 +49,13 @@ def sinusoidal_positions(
     rates = 10000.0 ** (-torch.arange(half, dtype=precise, device=device) * 2 / width)
     angles = torch.arange(length, dtype=precise, device=device).unsqueeze(1) * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width].to(dtype)
+
+
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)
+@torch.no_grad()
+def _kept_positions(length: int, width: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return sinusoidal_positions(length, width, dtype=dtype, device=device)
 
 
 class CrossAttention(nn.Module):
@@ -152,7 +160,8 @@ class CrossAttention(nn.Module):
         """Add the positions."""
         if not self.positions:
             return x
-        return x + sinusoidal_positions(x.shape[1], self.width, dtype=x.dtype, device=x.device)
+        make = _kept_positions if is_readable(x) else sinusoidal_positions
+        return x + make(x.shape[1], self.width, dtype=x.dtype, device=x.device)
 
 
 def _attend_at_once(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

@@ -172,7 +172,7 @@ class TDMER(nn.Module):
         dropout: float = 0.5,
         input_dropout: float | Mapping[str, float] = 0.3,
         feature_dropout: float = 0.5,
-        activation: str = "sigmoid",
+        activation: str = "tanh",
         positions: bool = True,
         fusion: str = "tcp",
     ) -> None:

@@ -183,8 +183,8 @@ class Sentiment(nn.Module):
         target = self.target(labels).to(precise.dtype)
         known = self.labelled(labels)
         if self.label_smoothing:
-            even = known.unsqueeze(1) / self.num_classes
-            target = torch.lerp(target, even.to(target.dtype), self.label_smoothing)
+            even = known.unsqueeze(1).to(target.dtype) / self.num_classes
+            target = torch.lerp(target, even, self.label_smoothing)
         loss = -(target * precise.log_softmax(dim=-1)).sum(dim=-1)
         if self.l1_weight:
             labels = labels.masked_fill(~known, 0.0).to(precise.dtype)

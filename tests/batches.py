@@ -38,7 +38,7 @@ def gradients(module):
 def sequences(out):
     """Every kind of sequence of an output."""
     parts = out.common.sequences, out.enhanced.sequences
-    return out.features, out.private, out.reconstructed, *parts
+    return out.features, out.private.sequences, out.reconstructed, *parts
 
 
 def assert_finite(terms, module):

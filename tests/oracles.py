@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
+from scipy.special import expit, logit, softmax
 from scipy.stats import moment
 
 
@@ -43,3 +44,19 @@ def moment_variance(x: np.ndarray, n_moments: int) -> np.ndarray:
         lower = (c ** (k - 1)).mean(axis=0)
         moves.append(c**k - (c**k).mean(axis=0) - k * lower * c)
     return np.array([np.sum(move**2) / (n * (n - 1)) for move in moves])
+
+
+def layer_norm(x: np.ndarray) -> np.ndarray:
+    """Rows of mean 0 and variance 1, without weights: Ba et al. 2016, with torch's epsilon."""
+    x = np.asarray(x, dtype=np.float64)
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def confidence(
+    x: np.ndarray, logits: np.ndarray, state: dict[str, np.ndarray], eps: float = 1e-4
+) -> np.ndarray:
+    """``sigmoid(MLP(x) + scale logit(sum_k p_k^2))``, the MLP of the weights in ``state``."""
+    hidden = np.maximum(x @ state["mlp.0.weight"].T + state["mlp.0.bias"], 0)
+    score = (hidden @ state["mlp.3.weight"].T + state["mlp.3.bias"])[..., 0]
+    expected = np.square(softmax(logits, axis=-1)).sum(-1)
+    return expit(score + state["scale"] * logit(np.clip(expected, eps, 1 - eps)))

@@ -9,12 +9,14 @@ from scipy.special import softmax
 from torch.autograd import gradcheck
 
 from tdmer.fusion import (
+    Confidence,
     MeanFusion,
     TCPFusion,
     confidence_loss,
     tcp_loss,
     true_class_probability,
 )
+from tests import oracles
 
 NAN = float("nan")
 
@@ -144,14 +146,77 @@ class TestTCPLoss:
             tcp_loss(**{**whole, **change})
 
 
+class TestConfidence:
+    @staticmethod
+    def made(**options):
+        """With a last layer that counts: it begins at nearly 0."""
+        torch.manual_seed(0)
+        module = Confidence(4, **options).double()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.copy_(torch.randn(parameter.shape))
+        return module
+
+    @pytest.mark.parametrize("shape", [(6,), (2, 3), ()])
+    def test_equals_numpy(self, shape):
+        module = self.made()
+        x, logits = random(*shape, 4).double(), 2 * random(*shape, 3, seed=1).double()
+        state = {name: value.numpy() for name, value in module.state_dict().items()}
+        expected = oracles.confidence(x.numpy(), logits.numpy(), state)
+        found = module(x, logits)
+        assert found.shape == shape
+        np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-12)
+
+    def test_begins_at_what_the_logits_expect_of_themselves(self):
+        torch.manual_seed(0)
+        logits = 3 * random(50, 3, seed=1)
+        expected = logits.softmax(1).square().sum(1)
+        found = Confidence(4)(random(50, 4), logits)
+        torch.testing.assert_close(found, expected, atol=0.002, rtol=0)
+        assert not torch.equal(found, expected)
+
+    def test_no_gradient_into_the_logits(self):
+        module = self.made()
+        x, logits = (random(5, n).double().requires_grad_() for n in (4, 3))
+        module(x, logits).sum().backward()
+        assert logits.grad is None
+        assert x.grad.any()
+        assert all(parameter.grad.any() for parameter in module.parameters())
+        assert gradcheck(lambda x: module(x, logits), x)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    def test_certain_logits_stay_finite(self, dtype):
+        module = self.made().to(dtype)
+        logits = torch.tensor([[6e4, -6e4], [0.0, 0.0]], dtype=dtype)
+        weights = module(torch.ones(2, 4, dtype=dtype), logits)
+        weights.sum().backward()
+        assert weights.dtype == dtype
+        assert weights.isfinite().all()
+        assert module.scale.grad.isfinite()
+
+    def test_dropout_is_inside_the_mlp_and_in_training_only(self):
+        module = self.made(dropout=0.5)
+        x, logits = random(1, 4).double().expand(50, 4), random(1, 3).double().expand(50, 3)
+        assert len(module(x, logits).unique()) > 1
+        assert len(module.eval()(x, logits).unique()) == 1
+
+    @pytest.mark.usefixtures("unchecked")
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match=r"dropout must be in \[0.0, 1.0\), got 1.0"):
+            Confidence(4, dropout=1.0)
+        with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+            Confidence(0)
+
+
 @pytest.mark.parametrize("kind", [TCPFusion, MeanFusion])
 class TestFusions:
     branches: ClassVar = {"common": random(3, 4), "text": random(3, 4, seed=1)}
+    logits: ClassVar = {"common": random(3, 2, seed=2), "text": random(3, 2, seed=3)}
     present: ClassVar = {"text": torch.tensor([True, False, True])}
 
     def test_the_fused_feature_is_the_weighted_sum(self, kind):
         torch.manual_seed(0)
-        out = kind(["common", "text"], 4)(self.branches, self.present)
+        out = kind(["common", "text"], 4)(self.branches, self.logits, self.present)
         expected = sum(
             out.weights[name][:, None] * branch for name, branch in self.branches.items()
         )
@@ -163,7 +228,9 @@ class TestFusions:
         first, second = kind(names, 4), kind(sorted(names), 4)
         second.load_state_dict(first.state_dict())
         branches = {name: random(3, 4, seed=seed) for seed, name in enumerate(names)}
-        one, two = first(branches), second(dict(sorted(branches.items())))
+        logits = {name: random(3, 2, seed=seed) for seed, name in enumerate(names, start=4)}
+        one = first(branches, logits)
+        two = second(dict(sorted(branches.items())), dict(sorted(logits.items())))
         assert torch.equal(one.fused, two.fused)
         assert list(one.weights) == names
         assert list(two.weights) == sorted(names)
@@ -174,8 +241,11 @@ class TestFusions:
         gone = ~self.present["text"][:, None]
         results = []
         for fill in (0.0, NAN):
-            branches = self.branches | {"text": self.branches["text"].masked_fill(gone, fill)}
-            out = fusion(branches, self.present)
+            branches, logits = (
+                found | {"text": found["text"].masked_fill(gone, fill)}
+                for found in (self.branches, self.logits)
+            )
+            out = fusion(branches, logits, self.present)
             if any(p.requires_grad for p in fusion.parameters()):
                 out.fused.sum().backward()
             results.append([out.fused, *(p.grad.clone() for p in fusion.parameters())])
@@ -188,7 +258,7 @@ class TestFusions:
     def test_nothing_present_is_zero(self, kind):
         fusion = kind(["common", "text"], 4)
         none = dict.fromkeys(["common", "text"], torch.zeros(3, dtype=torch.bool))
-        out = fusion(self.branches, none)
+        out = fusion(self.branches, self.logits, none)
         assert not out.fused.any()
         assert not torch.stack(list(out.weights.values())).any()
 
@@ -207,19 +277,24 @@ class TestFusions:
     )
     def test_bad_branches(self, kind, branches, error, message):
         with pytest.raises(error, match=message):
-            kind(["common", "text"], 4)(branches)
+            kind(["common", "text"], 4)(branches, self.logits)
 
 
 def test_mean_fusion_is_the_mean_of_the_present():
     fusion = MeanFusion(["common", "text"], 4)
     branches, present = TestFusions.branches, TestFusions.present
-    out = fusion(branches, present)
+    out = fusion(branches, {}, present)
     mean = (branches["common"] + branches["text"]) / 2
     torch.testing.assert_close(out.fused[[0, 2]], mean[[0, 2]])
     torch.testing.assert_close(out.fused[1], branches["common"][1])
 
 
-def test_tcp_weights_differ_by_sample_and_are_probabilities():
+def test_tcp_weights_are_the_confidence_of_each_branch():
     torch.manual_seed(0)
-    out = TCPFusion(["common"], 4)({"common": random(50, 4)})
+    fusion = TCPFusion(["text", "common"], 4)
+    branches, logits = TestFusions.branches, TestFusions.logits
+    out = fusion(branches, logits)
+    for name, weight in out.weights.items():
+        alone = fusion.confidences[name](branches[name], logits[name])
+        assert torch.equal(weight, alone)
     assert 0 < out.weights["common"].min() < out.weights["common"].max() < 1

@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from tdmer import Sentiment, TDMERLoss
-from tdmer.fusion import MeanFusion, TCPFusion
+from tdmer.fusion import Confidence, MeanFusion, TCPFusion
 from tdmer.layers import (
     CrossAttention,
     CrossModalBlock,
@@ -20,6 +20,7 @@ from tdmer.layers import (
     TemporalConv,
     ordered_pairs,
 )
+from tdmer.losses import orthogonal_loss
 from tdmer.masks import masked_mean
 from tests.ragged import ragged
 
@@ -134,8 +135,21 @@ class TestTemporalConv:
         assert set(out.unique().tolist()) == {0.0, 2.0}
         assert torch.equal(conv.eval()(x), x)
 
+    def test_output_dropout_drops_outputs_of_whole_sequences_in_training_only(self):
+        torch.manual_seed(0)
+        conv = TemporalConv(3, 200, kernel_size=1, output_dropout=0.5)
+        x = torch.randn(2, 6, 3)
+        out, whole = conv(x), conv.eval()(x)
+        kept = out != 0
+        assert torch.equal(kept, kept[:, :1].expand_as(kept))  # the same features in every step
+        assert not torch.equal(kept[0], kept[1])
+        assert 0.3 < kept.float().mean() < 0.7
+        torch.testing.assert_close(out, 2 * whole * kept)
+
     @pytest.mark.usefixtures("unchecked")
     def test_bad_options(self):
+        with pytest.raises(ValueError, match=r"output_dropout must be in \[0.0, 1.0\), got 1.0"):
+            TemporalConv(3, 4, output_dropout=1.0)
         with pytest.raises(ValueError, match="kernel_size must be at least 1, got 0"):
             TemporalConv(3, 4, kernel_size=0)
         with pytest.raises(ValueError, match=r"dropout must be in \[0.0, 1.0\), got 1.0"):
@@ -154,9 +168,14 @@ class TestDecoupler:
         assert torch.equal(parts.common["a"], parts.common["b"])
         assert not torch.allclose(parts.private["a"], parts.private["b"])
         real = x[mask]
-        linear = decoupler.private_encoders["a"][0]
-        expected = torch.sigmoid(real @ linear.weight.T + linear.bias)
-        torch.testing.assert_close(parts.private["a"][mask], expected)
+        for encoder, found, end in (
+            (decoupler.common_encoder, parts.common["a"], torch.sigmoid),
+            (decoupler.private_encoders["a"], parts.private["a"], torch.tanh),
+        ):
+            hidden, last = encoder[0], encoder[2]
+            expected = (real @ hidden.weight.T + hidden.bias).clamp(min=0)
+            expected = end(expected @ last.weight.T + last.bias)
+            torch.testing.assert_close(found[mask], expected)
         both = torch.cat([parts.common["b"][mask], parts.private["b"][mask]], -1)
         decoder = decoupler.decoders["b"]
         torch.testing.assert_close(
@@ -169,8 +188,20 @@ class TestDecoupler:
     def test_features_are_bounded(self, activation, low):
         decoupler = Decoupler(["a"], 4, activation=activation)
         parts = decoupler({"a": 1e3 * torch.randn(9, 5, 4)})
-        for kind in (parts.common["a"], parts.private["a"]):
-            assert low <= kind.min() < kind.max() <= 1.0
+        assert low <= parts.common["a"].min() < parts.common["a"].max() <= 1.0
+        assert -1.0 <= parts.private["a"].min() < 0.0 < parts.private["a"].max() <= 1.0
+
+    def test_private_features_can_be_orthogonal(self):
+        # What sigmoid gives is positive throughout, and so is every cosine of it.
+        decoupler = Decoupler(["a", "b"], 4)
+        for name, signs in (("a", [1.0, 1.0, 1.0, 1.0]), ("b", [1.0, -1.0, 1.0, -1.0])):
+            last = decoupler.private_encoders[name][2]
+            with torch.no_grad():
+                last.weight.zero_()
+                last.bias.copy_(torch.tensor(signs))
+        x = torch.randn(3, 5, 4)
+        private = decoupler({"a": x, "b": x}).private
+        assert orthogonal_loss(private["a"], private["b"]).item() == 0.0
 
     @pytest.mark.usefixtures("unchecked")
     @pytest.mark.parametrize(
@@ -253,19 +284,21 @@ def test_compiles_to_one_graph():
     ("module", "shown"),
     [
         (InputNormalization(7), ["features=7"]),
-        (TemporalConv(7, 4, kernel_size=5, dropout=0.25), ["7, 4, kernel_size=(5,)", "p=0.25"]),
+        (TemporalConv(7, 4, kernel_size=5, dropout=0.25, output_dropout=0.75),
+         ["7, 4, kernel_size=(5,)", "p=0.25", "p=0.75"]),
         (Decoupler(["text"], 4, activation=nn.Tanh), ["(text)", "Tanh()", "out_features=4"]),
         (EdgeWeights(5, 2), ["in_features=7"]),
         (CrossAttention(["text"], 8, 4, positions=False),
          ["(text)", "width=8, heads=4, positions=False"]),
         (CrossModalBlock(["text"], 8, 2, dropout=0.25), ["heads=2, positions=True", "p=0.25"]),
         (CrossModalEncoder(["text"], 8, 2, layers=3), ["(0-2): 3 x CrossModalBlock"]),
+        (Confidence(8, dropout=0.25), ["in_features=8", "p=0.25"]),
         (TCPFusion(["text"], 8, dropout=0.25), ["(text)", "in_features=8", "p=0.25"]),
         (MeanFusion(["text"], 8), ["branches=['text'], width=8"]),
-        (TDMERLoss(Sentiment((0, 1)), beta=0.5, without=["con"], entropy_weight=0.25, n_moments=3,
-                   samples="steps", penalty=torch.square),
-         ["con: 0,", "cp: 0.5", "entropy_weight=0.25", "n_moments=3", "samples='steps'",
-          "penalty=square", "values=(0.0, 1.0)"]),
+        (TDMERLoss(Sentiment((0, 1)), beta=0.5, epsilon=0.75, without=["con"], entropy_weight=0.25,
+                   n_moments=3, samples="steps", penalty=torch.square),
+         ["con: 0,", "cp: 0.5", "own: 5", "dc: 0.75", "entropy_weight=0.25", "n_moments=3",
+          "samples='steps'", "penalty=square", "values=(0.0, 1.0)"]),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )  # fmt: skip

@@ -3,12 +3,16 @@
 import json
 from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from tdmer import TDMER, Sentiment, TDMERLoss
 from tdmer.data import collate, make_synthetic
+from tdmer.masks import masked_mean
 from tdmer.model import COMMON
+from tests import oracles
 from tests.batches import (
     DIMS,
     STEPS,
@@ -21,6 +25,10 @@ from tests.batches import (
 )
 
 NAN, INF = float("nan"), float("inf")
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    return torch.from_numpy(oracles.layer_norm(x.detach().numpy())).to(x.dtype)
 
 
 class TestOutput:
@@ -36,25 +44,109 @@ class TestOutput:
                 assert sequence.shape == (4, STEPS[name], 8)
                 assert not sequence[~masks[name]].any()
         assert out.common.edges.shape == out.enhanced.edges.shape == (4, 3, 3)
-        assert out.common.logits.shape == (4, 3, 7)
+        assert out.common.logits.shape == out.private.logits.shape == (4, 3, 7)
+        assert out.private.confidence.shape == out.present.shape == (4, 3)
+        for part in (out.common, out.private, out.enhanced):
+            assert list(part.sequences) == list(DIMS)
+            for place, name in enumerate(DIMS):
+                mean = masked_mean(part.sequences[name], masks[name])
+                torch.testing.assert_close(part.pooled[:, place], mean)
 
     def test_fusion_is_over_common_and_enhanced_parts(self):
         inputs, masks, _ = make_batch()
         out = make_model().eval()(inputs, masks)
-        branches = [out.common.pooled.mean(1), *out.enhanced.pooled.unbind(1)]
-        fused = sum(w[:, None] * x for w, x in zip(out.weights.values(), branches, strict=True))
+        parts = [out.common.pooled.mean(1), *out.enhanced.pooled.unbind(1)]
+        assert list(out.branches) == [COMMON, *DIMS]
+        for branch, part in zip(out.branches.values(), parts, strict=True):
+            torch.testing.assert_close(branch, layer_norm(part))
+        fused = sum(out.weights[n][:, None] * x for n, x in out.branches.items())
         torch.testing.assert_close(out.fused, fused)
 
-    def test_the_head_of_common_is_shared(self):
+    def test_every_head_reads_normalised_parts(self):
         inputs, masks, _ = make_batch()
         model = make_model().eval()
         out = model(inputs, masks)
+        common, private, enhanced = (
+            layer_norm(part.pooled) for part in (out.common, out.private, out.enhanced)
+        )
         head = model.classifiers[COMMON]
-        torch.testing.assert_close(out.common.logits, head(out.common.pooled))
-        torch.testing.assert_close(out.branch_logits[COMMON], head(out.common.pooled.mean(1)))
+        mean = layer_norm(out.common.pooled.mean(1))
+        expected = {
+            "common": (out.common.logits, head(common)),
+            "mean": (out.branch_logits[COMMON], head(mean)),
+            "common edges": (
+                out.common.edges, model.common_edges(common, out.common.logits, out.present)
+            ),
+            "enhanced edges": (
+                out.enhanced.edges,
+                model.enhanced_edges(
+                    enhanced, torch.stack([out.branch_logits[n] for n in DIMS], 1), out.present
+                ),
+            ),
+        }  # fmt: skip
         for place, name in enumerate(DIMS):
-            alone = model.classifiers[name](out.enhanced.pooled[:, place])
-            torch.testing.assert_close(out.branch_logits[name], alone)
+            logits = model.private_classifiers[name](private[:, place])
+            confidence = model.private_confidences[name](private[:, place], logits)
+            expected |= {
+                f"private {name}": (out.private.logits[:, place], logits),
+                f"confidence of {name}": (out.private.confidence[:, place], confidence),
+                f"enhanced {name}": (
+                    out.branch_logits[name], model.classifiers[name](enhanced[:, place])
+                ),
+            }  # fmt: skip
+        for what, (found, value) in expected.items():
+            torch.testing.assert_close(found, value, msg=what)
+
+    @pytest.mark.parametrize("fusion", ["tcp", "mean"])
+    def test_logits_are_the_mean_of_the_fused_and_the_weighed(self, fusion):
+        inputs, masks, _ = make_batch(dtype=torch.float64)
+        masks["audio"][1] = False
+        for name in DIMS:
+            masks[name][2] = False
+        model = make_model(fusion=fusion).double().eval()
+        out = model(inputs, masks)
+        weights, logits = (
+            np.stack([x.detach().numpy() for x in found.values()])
+            for found in (out.weights, out.branch_logits)
+        )
+        weighed = np.zeros((4, 7))
+        for row in (0, 1, 3):  # nothing is present in the other
+            weighed[row] = np.average(logits[:, row], axis=0, weights=weights[:, row])
+        expected = (model.classifier(out.fused) + torch.from_numpy(weighed)) / 2
+        torch.testing.assert_close(out.logits, expected, atol=1e-12, rtol=0)
+
+    def test_the_weighed_logits_are_held_fixed(self):
+        inputs, masks, _ = make_batch()
+        model = make_model().eval()
+        out = model(inputs, masks)
+        found, expected = (
+            torch.autograd.grad(
+                logits.square().sum(),
+                list(model.parameters()),
+                allow_unused=True,
+                retain_graph=True,
+            )
+            for logits in (
+                out.logits,
+                (model.classifier(out.fused) - model.classifier(out.fused).detach()) / 2
+                + out.logits.detach(),
+            )
+        )
+        assert any(x is not None and x.any() for x in found)
+        for one, two in zip(found, expected, strict=True):
+            assert (one is None) == (two is None)
+            if one is not None:
+                torch.testing.assert_close(one, two)
+
+    def test_feature_dropout_is_of_the_temporal_features(self):
+        inputs, masks, _ = make_batch()
+        options = {"dropout": 0.0, "input_dropout": 0.0}
+        torch.manual_seed(1)
+        out = make_model(feature_dropout=0.5, **options)(inputs, masks)
+        dropped = torch.stack([~x.any(dim=1) for x in out.features.values()])
+        assert 0.3 < dropped.float().mean() < 0.7
+        model = make_model(feature_dropout=0.0, **options)
+        assert torch.equal(model(inputs, masks).logits, model.eval()(inputs, masks).logits)
 
     @pytest.mark.parametrize("count", [2, 3, 5])
     def test_any_number_of_modalities(self, count):
@@ -69,7 +161,7 @@ class TestOutput:
         inputs, masks, _ = make_batch()
         out = make_model(layers=0)(inputs, masks)
         for name in DIMS:
-            assert torch.equal(out.enhanced.sequences[name], out.private[name])
+            assert torch.equal(out.enhanced.sequences[name], out.private.sequences[name])
 
     def test_mean_fusion_weighs_present_branches_alike(self):
         inputs, masks, _ = make_batch()
@@ -83,6 +175,12 @@ class TestOutput:
         out = make_model(activation="tanh")(inputs, masks)
         assert out.common.sequences["text"].min() < 0
         assert out.common.span == 2.0
+
+    def test_private_features_are_signed_whatever_the_activation(self):
+        inputs, masks, _ = make_batch()
+        for activation in ("sigmoid", "tanh"):
+            private = make_model(activation=activation)(inputs, masks).private.pooled
+            assert -1.0 <= private.min() < 0.0 < private.max() <= 1.0
 
     def test_evaluation_is_deterministic_and_training_is_under_a_seed(self):
         inputs, masks, labels = make_batch()
@@ -118,7 +216,11 @@ class TestNames:
             assert list(out.weights) == [COMMON, *names]
             for place, name in enumerate(names):
                 column = list(dims).index(name)
-                assert torch.equal(out.common.pooled[:, place], expected.common.pooled[:, column])
+                for one, two in ((out.common, expected.common), (out.private, expected.private)):
+                    assert torch.equal(one.pooled[:, place], two.pooled[:, column])
+                    assert torch.equal(one.logits[:, place], two.logits[:, column])
+                own = expected.private.confidence[:, column]
+                assert torch.equal(out.private.confidence[:, place], own)
                 assert torch.equal(out.weights[name], expected.weights[name])
             torch.testing.assert_close(TDMERLoss(Sentiment())(out, labels).total, loss)
 
@@ -133,6 +235,24 @@ class TestNames:
     def test_weights_of_an_earlier_version_are_refused(self, name, strict):
         with pytest.raises(ValueError, match="state_dict must be of this version of TDMER"):
             make_model().load_state_dict({name: torch.zeros(1)}, strict=strict)
+
+    @pytest.mark.parametrize("strict", [True, False])
+    def test_weights_without_the_heads_of_private_features_are_refused(self, strict):
+        # Those of the version before, with and without a Module around the model.
+        state = {n: x for n, x in make_model().state_dict().items() if "private_c" not in n}
+        wrapped = torch.nn.ModuleDict({"net": make_model(seed=1)})
+        with pytest.raises(ValueError, match=r"earlier version, which had other parts: train"):
+            make_model(seed=1).load_state_dict(state, strict=strict)
+        with pytest.raises(ValueError, match=r"earlier version, which had other parts: train"):
+            wrapped.load_state_dict({f"net.{n}": x for n, x in state.items()}, strict=strict)
+
+    def test_some_weights_of_this_version_load(self):
+        model, other = make_model(), torch.nn.ModuleDict({"net": make_model(seed=1)})
+        part = {f"net.{n}": x for n, x in model.state_dict().items() if n.startswith("temporal.")}
+        found = other.load_state_dict(part, strict=False)
+        assert not found.unexpected_keys
+        weights = (m.temporal["text"].conv.weight for m in (model, other["net"]))
+        assert torch.equal(*weights)
 
 
 class TestParts:
@@ -151,15 +271,27 @@ class TestParts:
         encoder.register_forward_pre_hook(lambda _, arguments: found.append(arguments))
         out = model(inputs, masks)
         target, sources, mask, _ = found[0]
-        assert torch.equal(target, out.private["text"])
+        assert torch.equal(target, out.private.sequences["text"])
         assert set(sources) == {"audio", "video"}
         for name, source in sources.items():
-            assert torch.equal(source, out.private[name])
+            assert torch.equal(source, out.private.sequences[name])
         assert torch.equal(mask, masks["text"])
+
+    def test_the_heads_of_private_features_only_read(self):
+        inputs, masks, _ = make_batch()
+        for kind, heads in (
+            ("logits", ("private_classifiers.",)),
+            ("confidence", ("private_confidences.",)),
+        ):
+            model = make_model().eval()
+            getattr(model(inputs, masks).private, kind).square().sum().backward()
+            moved = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+            assert moved == {n for n, _ in model.named_parameters() if n.startswith(heads)}
 
     def test_a_fusion_of_the_users_own(self):
         class LastBranch(torch.nn.Module):
-            def forward(self, branches, present):
+            def forward(self, branches, logits, present):
+                assert list(logits) == list(branches) == list(present)
                 weights = {n: here.float() for n, here in present.items()}
                 return branches["video"], weights
 
@@ -167,7 +299,8 @@ class TestParts:
         model = make_model()
         model.fusion = LastBranch()
         out = model(inputs, masks)
-        assert torch.equal(out.fused, out.enhanced.pooled[:, 2])
+        assert torch.equal(out.fused, out.branches["video"])
+        torch.testing.assert_close(out.fused, layer_norm(out.enhanced.pooled[:, 2]))
         assert_finite(TDMERLoss(Sentiment())(out, labels), model)
 
 
@@ -277,6 +410,8 @@ class TestMissing:
             torch.testing.assert_close(out.logits, outputs[0].logits)
             torch.testing.assert_close(loss, losses[0])
             assert not out.weights["audio"].any()
+            assert not out.branches["audio"].any()
+            assert not out.private.confidence[:, 1].any()
             assert not out.common.edges[:, 1].any()
             assert not out.common.edges[:, :, 1].any()
 
@@ -285,7 +420,7 @@ class TestMissing:
         masks["audio"] = torch.zeros_like(masks["audio"])
         model = make_model().eval()
         out = model(inputs, masks)
-        branch = (out.common.pooled[:, 0] + out.common.pooled[:, 2]) / 2
+        branch = layer_norm((out.common.pooled[:, 0] + out.common.pooled[:, 2]) / 2)
         torch.testing.assert_close(out.branch_logits[COMMON], model.classifiers[COMMON](branch))
 
     @pytest.mark.parametrize("kept", [["text"], ["audio", "video"], []])
@@ -303,7 +438,7 @@ class TestMissing:
         inputs, masks, _ = make_batch()
         model = make_model()
         terms = TDMERLoss(Sentiment())(model(inputs, masks), torch.full((4,), NAN))
-        assert terms.task.item() == terms.f.item() == 0.0
+        assert terms.task.item() == terms.f.item() == terms.own.item() == 0.0
         assert terms.rec > 0
         assert_finite(terms, model)
 
@@ -315,6 +450,49 @@ class TestMissing:
         some[1:] = NAN
         expected = Sentiment()(out.logits[:1], labels[:1]).mean()
         torch.testing.assert_close(TDMERLoss(Sentiment())(out, some).task, expected)
+
+
+class TestOneModality:
+    """A single one has nothing to learn from another, and serves as a baseline."""
+
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize(
+        "options", [{}, {"layers": 0}, {"layers": 2, "fusion": "mean", "activation": "tanh"}]
+    )
+    def test_what_needs_two_is_zero_and_all_is_finite(self, options, training):
+        dims = {"audio": 4}
+        inputs, masks, labels = make_batch(dims=dims)
+        model = make_model(dims, **options).train(training)
+        out = model(inputs, masks)
+        assert out.logits.shape == (4, 7)
+        assert list(out.weights) == [COMMON, "audio"]
+        assert torch.equal(out.enhanced.sequences["audio"], out.private.sequences["audio"])
+        assert not out.common.edges.any()
+        objective = TDMERLoss(Sentiment(), entropy_weight=1.0)
+        terms = objective(out, labels)
+        for name in ("con", "pp", "dc", "dp", "common_entropy", "enhanced_entropy"):
+            assert getattr(terms, name).item() == 0.0
+        for name in ("task", "rec", "cp", "en", "f", "own"):
+            assert getattr(terms, name).item() > 0.0
+        expected = terms.task + sum(w * getattr(terms, n) for n, w in objective.weights.items())
+        torch.testing.assert_close(terms.total, expected)
+        assert_finite(terms, model)
+
+    def test_missing_samples_and_pads(self):
+        dims = {"audio": 4}
+        inputs, masks, labels = make_batch(dims=dims)
+        masks["audio"][1] = False
+        model = make_model(dims).eval()
+        out = model(inputs, masks)
+        assert_finite(TDMERLoss(Sentiment())(out, labels), model)
+        padded = model(*pad(inputs, masks, 3, NAN))
+        torch.testing.assert_close(padded.logits, out.logits)
+        assert not out.weights["audio"][1].any()
+
+    def test_other_modalities_are_refused(self):
+        inputs, masks, _ = make_batch()
+        with pytest.raises(ValueError, match=r"inputs must be of \['audio'\]"):
+            make_model({"audio": 4})(inputs, masks)
 
 
 class TestDegenerate:
@@ -365,7 +543,7 @@ class TestDegenerate:
             kinds = [out.logits, *out.weights.values(), out.common.pooled, out.common.edges]
             assert {x.dtype for x in (*kinds, *terms)} == {torch.float64}
             # Thirds, which float32 holds to 3e-8 only.
-            common = out.common.pooled[0].mean(0)
+            common = layer_norm(out.common.pooled[0].mean(0))
             logits = model.classifiers[COMMON](common)
             torch.testing.assert_close(out.branch_logits[COMMON][0], logits, atol=1e-14, rtol=0)
             if options:
@@ -382,7 +560,8 @@ class TestTraining:
     def test_every_parameter_learns_and_the_loss_falls(self):
         world = make_synthetic({"train": 32}, dims=DIMS, noise=0.1)["train"]
         batch = collate([world.dataset[i] for i in range(32)])
-        model, objective = make_model(dropout=0.0, input_dropout=0.0), TDMERLoss(Sentiment())
+        model = make_model(dropout=0.0, input_dropout=0.0, feature_dropout=0.0)
+        objective = TDMERLoss(Sentiment())
         model.fit_normalization([batch])
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         history = []
@@ -413,7 +592,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("dims", "options", "error", "message"),
         [
-            ({"text": 3}, {}, ValueError, "dims must hold at least 2 different names"),
+            ({}, {}, ValueError, r"dims must hold at least 1 different names, got \[\]"),
             ({"text": 3, "common": 3}, {}, ValueError, "dims must not name a modality 'common'"),
             ({"text": 3, "a.b": 3}, {}, ValueError, "hold a dot"),
             ({"text": 3, "audio": 0}, {}, ValueError, "features must be at least 1, got 0"),
@@ -422,6 +601,7 @@ class TestBadInput:
             (DIMS, {"activation": "relu"}, ValueError, "activation must be one of"),
             (DIMS, {"fusion": "sum"}, ValueError, "fusion must be one of"),
             (DIMS, {"dropout": 1.5}, ValueError, r"dropout must be in \[0.0, 1.0\)"),
+            (DIMS, {"feature_dropout": 1.0}, ValueError, r"dropout must be in \[0.0, 1.0\)"),
             (DIMS, {"kernel_size": {"text": 3}}, ValueError, "kernel_size must have an entry for"),
         ],
     )
@@ -496,9 +676,10 @@ class TestOtherRuntimes:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_compiles_to_one_graph():
-    inputs, masks, labels = make_batch()
-    model, objective = make_model().eval(), TDMERLoss(Sentiment())
+@pytest.mark.parametrize("dims", [DIMS, {"audio": 4}], ids=len)
+def test_compiles_to_one_graph(dims):
+    inputs, masks, labels = make_batch(dims=dims)
+    model, objective = make_model(dims).eval(), TDMERLoss(Sentiment())
 
     def whole(inputs, masks, labels):
         out = model(inputs, masks)

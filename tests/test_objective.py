@@ -32,11 +32,18 @@ class TestObjective:
         task = Sentiment()
         terms = TDMERLoss(task)(out, labels)
         pooled = dict(zip(DIMS, out.common.pooled.unbind(1), strict=True))
-        private = {n: torch.stack([p[i, masks[n][i]].mean(0) for i in range(4)])
-                   for n, p in out.private.items()}  # fmt: skip
+        steps = out.private.sequences
+        private = {
+            n: torch.stack([p[i, masks[n][i]].mean(0) for i in range(4)]) for n, p in steps.items()
+        }
         common, enhanced = out.common.sequences, out.enhanced.sequences
         enhanced_logits = torch.stack([out.branch_logits[n] for n in DIMS], dim=1)
         pairs = list(combinations(DIMS, 2))
+
+        def branch(logits, weight):
+            tcp = task.true_class_probability(logits, labels)
+            return task(logits, labels).mean() + F.mse_loss(weight, tcp)
+
         expected = {
             "task": task(out.logits, labels).mean(),
             "con": sum(cmd_loss(pooled[p], pooled[q]) for p, q in pairs),
@@ -44,18 +51,15 @@ class TestObjective:
                 reconstruction_loss(out.reconstructed[n], out.features[n], mask=masks[n])
                 for n in DIMS
             ),
-            "cp": sum(orthogonal_loss(common[n], out.private[n], mask=masks[n]) for n in DIMS),
+            "cp": sum(orthogonal_loss(common[n], steps[n], mask=masks[n]) for n in DIMS),
             "pp": sum(orthogonal_loss(private[p], private[q]) for p, q in pairs),
             "en": sum(orthogonal_loss(common[n], enhanced[n], mask=masks[n]) for n in DIMS),
-            "f": sum(
-                task(out.branch_logits[n], labels).mean()
-                + F.mse_loss(
-                    out.weights[n], task.true_class_probability(out.branch_logits[n], labels)
-                )
-                for n in out.weights
+            "f": sum(branch(out.branch_logits[n], out.weights[n]) for n in out.weights),
+            "own": sum(
+                branch(out.private.logits[:, m], out.private.confidence[:, m]) for m in range(3)
             ),
-            "dc": cross_modal_loss(out.common.logits, out.common.edges),
-            "dp": cross_modal_loss(enhanced_logits, out.enhanced.edges),
+            "dc": cross_modal_loss(out.common.logits.softmax(-1), out.common.edges),
+            "dp": cross_modal_loss(enhanced_logits.softmax(-1), out.enhanced.edges),
             "common_entropy": edge_entropy(out.common.edges).mean(),
             "enhanced_entropy": edge_entropy(out.enhanced.edges).mean(),
         }
@@ -66,19 +70,48 @@ class TestObjective:
         inputs, masks, labels = make_batch(dims={"text": 6, "audio": 4})
         masks["audio"][1:] = False
         out = make_model({"text": 6, "audio": 4}).eval()(inputs, masks)
-        text, audio = (out.private[n][0, masks[n][0]].mean(0) for n in masks)
+        text, audio = (out.private.sequences[n][0, masks[n][0]].mean(0) for n in masks)
         terms = TDMERLoss(Sentiment())(out, labels)
-        torch.testing.assert_close(terms.pp, F.cosine_similarity(text, audio, dim=0))
+        torch.testing.assert_close(terms.pp, F.cosine_similarity(text, audio, dim=0).abs())
 
     def test_the_total_is_equation_14(self):
         inputs, masks, labels = make_batch()
         out = make_model().eval()(inputs, masks)
-        t = TDMERLoss(Sentiment(), alpha=0.3, beta=0.5, gamma=0.7, delta=0.9)(out, labels)
+        weights = {"alpha": 0.3, "beta": 0.5, "gamma": 0.7, "delta": 0.9, "epsilon": 1.1}
+        t = TDMERLoss(Sentiment(), **weights)(out, labels)
         expected = (
-            0.3 * (t.con + t.rec) + 0.5 * (t.cp + t.pp) + 0.7 * t.en + 0.9 * t.f
-            + t.task + t.dc + t.dp
+            0.3 * (t.con + t.rec) + 0.5 * (t.cp + t.pp) + 0.7 * t.en + 0.9 * (t.f + t.own)
+            + t.task + 1.1 * (t.dc + t.dp)
         )  # fmt: skip
         torch.testing.assert_close(t.total, expected)
+
+    def test_the_weights_by_default(self):
+        assert TDMERLoss(Sentiment()).weights == {
+            "con": 3.0, "rec": 3.0, "cp": 0.1, "pp": 0.1, "en": 0.1, "f": 5.0, "own": 5.0,
+            "dc": 1.0, "dp": 1.0,
+        }  # fmt: skip
+
+    def test_probabilities_are_those_of_the_task(self):
+        inputs, masks, _ = make_batch()
+        labels = torch.tensor([[0.0, 1, NAN], [1, 1, 1], [0, 0, 0], [NAN] * 3])
+        out = make_model(classes=3).eval()(inputs, masks)
+        terms = TDMERLoss(MultiLabel(3))(out, labels)
+        by_branch = torch.stack([out.branch_logits[n] for n in DIMS], dim=1)
+        for found, logits, edges in (
+            (terms.dc, out.common.logits, out.common.edges),
+            (terms.dp, by_branch, out.enhanced.edges),
+        ):
+            torch.testing.assert_close(found, cross_modal_loss(logits.sigmoid(), edges))
+
+    @pytest.mark.parametrize("name", ["dc", "dp"])
+    def test_cross_modal_learning_is_bounded_however_sure_the_logits(self, name):
+        inputs, masks, labels = make_batch()
+        out = make_model().eval()(inputs, masks)
+        sure = out._replace(
+            common=out.common._replace(logits=1e4 * out.common.logits),
+            branch_logits={n: 1e4 * x for n, x in out.branch_logits.items()},
+        )
+        assert getattr(TDMERLoss(Sentiment())(sure, labels), name).item() <= 2.0
 
     @pytest.mark.parametrize("name", TERMS)
     def test_a_term_can_be_left_out(self, name):
@@ -96,10 +129,13 @@ class TestObjective:
         inputs, masks, labels = make_batch()
         out = make_model().eval()(inputs, masks)
         broken = out._replace(
-            features=None, reconstructed=None, enhanced=out.enhanced._replace(sequences=None)
+            features=None,
+            reconstructed=None,
+            enhanced=out.enhanced._replace(sequences=None),
+            private=out.private._replace(logits=None, confidence=None),
         )
-        terms = TDMERLoss(Sentiment(), alpha=0.0, gamma=0.0)(broken, labels)
-        assert terms.rec.item() == terms.en.item() == 0.0
+        terms = TDMERLoss(Sentiment(), alpha=0.0, gamma=0.0, delta=0.0)(broken, labels)
+        assert terms.rec.item() == terms.en.item() == terms.own.item() == 0.0
 
     def test_the_entropy_weight_keeps_edges_apart(self):
         inputs, masks, labels = make_batch()
@@ -122,13 +158,20 @@ class TestObjective:
         masks["audio"][1] = False
         labels[3] = NAN
         out = make_model().eval()(inputs, masks)
-        task, expected = Sentiment(), 0.0
-        for name, logits in out.branch_logits.items():
-            rows = [0, 2] if name == "audio" else [0, 1, 2]
-            tcp = task.true_class_probability(logits[rows], labels[rows])
-            expected += task(logits[rows], labels[rows]).mean()
-            expected += F.mse_loss(out.weights[name][rows], tcp)
-        torch.testing.assert_close(TDMERLoss(task)(out, labels).f, expected)
+        task = Sentiment()
+        terms = TDMERLoss(task)(out, labels)
+        own = out.private
+        for found, branches in (
+            (terms.f, {n: (x, out.weights[n]) for n, x in out.branch_logits.items()}),
+            (terms.own, {n: (own.logits[:, i], own.confidence[:, i]) for i, n in enumerate(DIMS)}),
+        ):
+            expected = 0.0
+            for name, (logits, weight) in branches.items():
+                rows = [0, 2] if name == "audio" else [0, 1, 2]
+                tcp = task.true_class_probability(logits[rows], labels[rows])
+                expected += task(logits[rows], labels[rows]).mean()
+                expected += F.mse_loss(weight[rows], tcp)
+            torch.testing.assert_close(found, expected)
 
     def test_a_task_sees_the_whole_batch_of_every_branch(self):
         class Balanced(Classification):
@@ -150,12 +193,23 @@ class TestObjective:
             return F.cross_entropy(logits, labels, weight=weight)
 
         torch.testing.assert_close(terms.task, balanced(out.logits))
-        branches = sum(
-            balanced(logits)
-            + F.mse_loss(out.weights[name], logits.softmax(1)[range(4), labels].detach())
-            for name, logits in out.branch_logits.items()
-        )
+
+        def branch(logits, weight):
+            return balanced(logits) + F.mse_loss(weight, logits.softmax(1)[range(4), labels])
+
+        branches = sum(branch(logits, out.weights[n]) for n, logits in out.branch_logits.items())
         torch.testing.assert_close(terms.f, branches)
+        own = zip(out.private.logits.unbind(1), out.private.confidence.unbind(1), strict=True)
+        torch.testing.assert_close(terms.own, sum(branch(*found) for found in own))
+
+    def test_own_teaches_the_heads_of_the_private_features_only(self):
+        inputs, masks, labels = make_batch()
+        model = make_model().eval()
+        terms = TDMERLoss(Sentiment())(model(inputs, masks), labels)
+        terms.own.backward()
+        heads = ("private_classifiers.", "private_confidences.")
+        taught = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+        assert taught == {n for n, _ in model.named_parameters() if n.startswith(heads)}
 
     def test_steps_as_samples(self):
         inputs, masks, labels = make_batch()
@@ -184,6 +238,7 @@ class TestObjective:
         [
             ({"alpha": -1.0}, ValueError, r"alpha must be in \[0.0, inf\), got -1.0"),
             ({"gamma": "1"}, TypeError, "gamma must be a number, got str"),
+            ({"epsilon": -0.5}, ValueError, r"epsilon must be in \[0.0, inf\), got -0.5"),
             ({"without": "con"}, TypeError, "without must be a collection of names"),
             ({"without": ["kl"]}, ValueError, "without must be one of .*, got 'kl'"),
             ({"samples": "rows"}, ValueError, "samples must be one of"),

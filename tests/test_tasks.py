@@ -5,11 +5,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import expit, softmax
 from sklearn.metrics import log_loss
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
 from tdmer import TDMER
+from tdmer.objective import Task
 from tdmer.tasks import Classification, MultiLabel, Sentiment
 
 from .strategies import known_probabilities, thorough
@@ -39,8 +41,22 @@ class TestClassification:
             tcp, torch.stack([probabilities[0, 1], torch.tensor(0.0), probabilities[2, 3]])
         )
 
+    def test_label_smoothing_equals_torch(self):
+        logits, labels = random(6, 3).double(), torch.tensor([0, 1, 2, -100, 1, 0])
+        found = Classification(3, label_smoothing=0.2)(logits, labels)
+        even = -logits.log_softmax(1).mean(1)
+        expected = 0.8 * Classification(3)(logits, labels) + 0.2 * even
+        expected[3] = 0.0
+        torch.testing.assert_close(found, expected)
+        mean = F.cross_entropy(logits, labels, label_smoothing=0.2)
+        torch.testing.assert_close(found.sum() / 5, mean)
+
     @pytest.mark.usefixtures("unchecked")
     def test_bad_input(self):
+        with pytest.raises(ValueError, match=r"label_smoothing must be in \[0.0, 1.0\), got 1.0"):
+            Classification(3, label_smoothing=1.0)
+        with pytest.raises(TypeError, match="label_smoothing must be a number, got str"):
+            Classification(3, label_smoothing="0.1")
         with pytest.raises(ValueError, match="num_classes must be at least 2, got 1"):
             Classification(1)
         with pytest.raises(TypeError, match="num_classes must be an int, got float"):
@@ -116,6 +132,30 @@ class TestSentiment:
         error = (logits.softmax(1) @ torch.arange(-3.0, 4.0) - labels).abs()
         torch.testing.assert_close(Sentiment(l1_weight=0.5)(logits, labels), expected + 0.5 * error)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_label_smoothing_equals_torch(self, dtype):
+        task, logits = Sentiment(label_smoothing=0.3), random(5, 7).to(dtype)
+        labels = torch.tensor([-3.0, 0.4, 1.5, -0.2, 3.0], dtype=dtype)
+        expected = F.cross_entropy(
+            logits, task.target(labels), reduction="none", label_smoothing=0.3
+        )
+        torch.testing.assert_close(task(logits, labels), expected)
+        # Where a label is one class, it is smoothed as a class is.
+        found = task(logits, task.values[:5].to(dtype))
+        one_hot = Classification(7, label_smoothing=0.3)(logits, torch.arange(5))
+        torch.testing.assert_close(found, one_hot)
+        if dtype == torch.float64:  # 1 / 7, which float32 holds to 4e-9 only
+            torch.testing.assert_close(found, one_hot, atol=1e-14, rtol=0)
+
+    def test_label_smoothing_is_of_the_cross_entropy_only(self):
+        logits, labels = random(3, 7), torch.tensor([0.4, NAN, -2.0])
+        smooth, plain = (Sentiment(l1_weight=0.5, label_smoothing=s) for s in (0.3, 0.0))
+        without = Sentiment(label_smoothing=0.3), Sentiment()
+        gap = without[0](logits, labels) - without[1](logits, labels)
+        torch.testing.assert_close(smooth(logits, labels) - plain(logits, labels), gap)
+        assert torch.equal(smooth.target(labels), plain.target(labels))
+        assert torch.equal(smooth.predict(logits), plain.predict(logits))
+
     def test_prediction_and_tcp(self):
         task, logits = Sentiment(values=(-1, 0, 1)), torch.log(torch.tensor([[0.2, 0.3, 0.5]]))
         assert task.predict(logits).item() == pytest.approx(0.3)
@@ -123,7 +163,7 @@ class TestSentiment:
         assert tcp.item() == pytest.approx(0.75 * 0.3 + 0.25 * 0.5)
 
     def test_missing_labels_count_nowhere(self):
-        task = Sentiment(l1_weight=1.0)
+        task = Sentiment(l1_weight=1.0, label_smoothing=0.3)
         logits, labels = random(2, 7).requires_grad_(), torch.tensor([NAN, 1.0])
         loss = task(logits, labels)
         loss.sum().backward()
@@ -134,7 +174,8 @@ class TestSentiment:
         assert task.true_class_probability(logits, labels)[0].item() == 0.0
 
     def test_gradient(self):
-        task, labels = Sentiment(l1_weight=0.3).double(), torch.tensor([0.4, -2.0]).double()
+        task = Sentiment(l1_weight=0.3, label_smoothing=0.1).double()
+        labels = torch.tensor([0.4, -2.0]).double()
         logits = random(2, 7).double().requires_grad_()
         assert gradcheck(lambda x: task(x, labels), logits)
 
@@ -237,6 +278,45 @@ def test_logits_of_every_precision(task, labels, dtype):
 
 
 @pytest.mark.parametrize(("task", "labels"), TASKS)
+def test_probabilities(task, labels):
+    logits = 3 * random(2, 5, 3).double()
+    binary = isinstance(task, MultiLabel)
+    expected = expit(logits.numpy()) if binary else softmax(logits.numpy(), axis=-1)
+    found = task.probabilities(logits)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+    # As the true class probability and the prediction have it, in float32 at least.
+    assert task.probabilities(logits.half()).dtype == torch.float32
+    if binary:
+        assert torch.equal(task.predict(logits[0]), found[0])
+    if isinstance(task, Classification):
+        truth = found[0, :2][range(2), labels]
+        torch.testing.assert_close(task.true_class_probability(logits[0, :2], labels), truth)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.1, 0.9])
+@pytest.mark.parametrize("kind", [Classification, Sentiment])
+def test_smoothing_leaves_the_true_class_probability_alone(kind, label_smoothing):
+    plain, smooth = (
+        Classification(7, label_smoothing=share)
+        if kind is Classification
+        else Sentiment(label_smoothing=share)
+        for share in (0.0, label_smoothing)
+    )
+    logits = random(3, 7)
+    labels = torch.tensor([1, -100, 6]) if kind is Classification else torch.tensor([0.5, NAN, 3.0])
+    tcp = smooth.true_class_probability(logits, labels)
+    assert torch.equal(tcp, plain.true_class_probability(logits, labels))
+    assert not torch.equal(smooth(logits, labels), plain(logits, labels))
+
+
+@pytest.mark.parametrize(
+    "task", [Classification(3, label_smoothing=0.1), Sentiment((0, 1)), MultiLabel(3)]
+)
+def test_is_what_the_objective_asks_for(task):
+    assert isinstance(task, Task)
+
+
+@pytest.mark.parametrize(("task", "labels"), TASKS)
 def test_the_number_of_classes_is_the_width_of_the_logits(task, labels):
     model = TDMER({"text": 4, "audio": 3}, task.num_classes, width=8, heads=2)
     output = model({"text": torch.ones(2, 5, 4), "audio": torch.ones(2, 5, 3)})
@@ -247,8 +327,11 @@ def test_the_number_of_classes_is_the_width_of_the_logits(task, labels):
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
-        (Classification(3), "Classification(num_classes=3)"),
-        (Sentiment((-1, 0.5), l1_weight=2.0), "Sentiment(values=(-1.0, 0.5), l1_weight=2.0)"),
+        (Classification(3), "Classification(num_classes=3, label_smoothing=0.0)"),
+        (
+            Sentiment((-1, 0.5), l1_weight=2.0, label_smoothing=0.5),
+            "Sentiment(values=(-1.0, 0.5), l1_weight=2.0, label_smoothing=0.5)",
+        ),
         (MultiLabel(4), "MultiLabel(num_classes=4)"),
     ],
 )

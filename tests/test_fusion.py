@@ -206,6 +206,14 @@ class TestConfidence:
             Confidence(4, dropout=1.0)
         with pytest.raises(ValueError, match="width must be at least 1, got 0"):
             Confidence(0)
+        confidence = Confidence(4)
+        with pytest.raises(ValueError, match="x must have 4 features on its last axis"):
+            confidence(torch.zeros(2, 5), torch.zeros(2, 3))
+        with pytest.raises(TypeError, match="logits must be floating point"):
+            confidence(torch.zeros(2, 4), torch.zeros(2, 3).int())
+        # Without a word, one row of logits would serve for all samples.
+        with pytest.raises(ValueError, match=r"as many samples as x, \(2,\), got shape \(1, 3\)"):
+            confidence(torch.zeros(2, 4), torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize("kind", [TCPFusion, MeanFusion])
@@ -278,6 +286,14 @@ class TestFusions:
     def test_bad_branches(self, kind, branches, error, message):
         with pytest.raises(error, match=message):
             kind(["common", "text"], 4)(branches, self.logits)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("names", [["common"], ["common", "text", "audio"]])
+def test_logits_of_other_branches(names):
+    logits = {name: torch.zeros(3, 2) for name in names}
+    with pytest.raises(ValueError, match=r"logits must be of \['common', 'text'\], got \['common'"):
+        TCPFusion(["common", "text"], 4)(TestFusions.branches, logits)
 
 
 def test_mean_fusion_is_the_mean_of_the_present():

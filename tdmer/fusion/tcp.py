@@ -165,6 +165,10 @@ class Confidence(nn.Module):
         width: Width ``d`` of every branch.
         dropout: Dropout inside the MLPs, in [0, 1).
 
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range.
+
     Source:
         Xu et al., "TDMER", ICASSP 2025, Section II.D, to which the logits are added.
 
@@ -188,12 +192,27 @@ class Confidence(nn.Module):
         self.bias = nn.Parameter(torch.zeros(branches, 1))
         self.scale = nn.Parameter(torch.ones(branches, 1))
 
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return f"branches={len(self.hidden)}, width={self.hidden.shape[1]}"
+
     def forward(
         self, x: Float[Tensor, "e b d"], logits: Float[Tensor, "e b k"]
     ) -> Float[Tensor, "e b"]:
-        """Estimate it for every branch and sample; values in [0, 1]."""
+        """Estimate it for every branch and sample; values in [0, 1].
+
+        Raises:
+            TypeError: An input is not floating point.
+            ValueError: The number of branches or the width is another, or the inputs differ in
+                their samples.
+        """
         check_features("x", x, ndim=3, width=self.hidden.shape[1])
         check_features("logits", logits, ndim=3)
+        if len(x) != len(self.hidden) or logits.shape[:2] != x.shape[:2]:
+            raise ValueError(
+                f"x and logits must be of {len(self.hidden)} branches and the same samples, "
+                f"got shapes {tuple(x.shape)} and {tuple(logits.shape)}"
+            )
         precise = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
         expected = precise.softmax(dim=-1).square().sum(dim=-1)
         prior = expected.logit(eps=1e-4).to(x.dtype)
@@ -250,9 +269,12 @@ class TCPFusion(nn.Module):
 
         Raises:
             TypeError: ``branches`` is not a mapping, or an entry is not floating point.
-            ValueError: ``branches`` are not those of the constructor, or a width is another.
+            ValueError: ``branches`` or ``logits`` are not those of the constructor, or a width or a
+                number of samples is another.
         """
         check_branches(branches, self.branches, self.width)
+        if set(logits) != set(self.branches):
+            raise ValueError(f"logits must be of {list(self.branches)}, got {list(logits)}")
         here, x, its_logits = (
             None,
             *(torch.stack([found[name] for name in self.branches]) for found in (branches, logits)),

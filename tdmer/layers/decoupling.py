@@ -59,7 +59,9 @@ class Decoupler(nn.Module):
         check_count("width", width)
 
         def encoder(end: nn.Module) -> nn.Sequential:
-            return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, width), end)
+            return nn.Sequential(
+                nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, width), end
+            )
 
         self.common_encoder = encoder(activation())
         self.private_encoders = nn.ModuleDict({name: encoder(nn.Tanh()) for name in names})

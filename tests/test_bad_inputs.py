@@ -282,11 +282,19 @@ TENSORS = [
     ),
     (
         "fusion of other branches",
-        made(lambda: TCPFusion(["a", "b"], 4)({"a": torch.ones(2, 4)})),
+        made(lambda: TCPFusion(["a", "b"], 4)({"a": torch.ones(2, 4)}, {"a": torch.ones(2, 3)})),
     ),
     (
         "branches of another width",
-        made(lambda: TCPFusion(["a"], 4)({"a": torch.ones(2, 3)})),
+        made(lambda: TCPFusion(["a"], 4)({"a": torch.ones(2, 3)}, {"a": torch.ones(2, 3)})),
+    ),
+    (
+        "logits of other branches",
+        made(lambda: TCPFusion(["a"], 4)({"a": torch.ones(2, 4)}, {"b": torch.ones(2, 3)})),
+    ),
+    (
+        "logits of another number of samples",
+        made(lambda: TCPFusion(["a"], 4)({"a": torch.ones(2, 4)}, {"a": torch.ones(1, 3)})),
     ),
     (
         "weights of another number of samples",
@@ -349,7 +357,7 @@ LABELS = [
     ),
 ]
 OPTIONS = [
-    ("one modality", made(lambda: model(dims={"text": 3}))),
+    ("no modality", made(lambda: model(dims={}))),
     ("a name with a dot", made(lambda: model(dims={"text.en": 3, "audio": 2}))),
     ("a modality named common", made(lambda: model(dims={"common": 3, "audio": 2}))),
     ("a width of 0", made(lambda: model(dims={"text": 0, "audio": 2}))),
@@ -362,10 +370,12 @@ OPTIONS = [
     ("a fractional number of layers", made(lambda: model(layers=1.5))),
     ("a negative weight", objective(alpha=-1.0)),
     ("a weight of NaN", objective(delta=float("nan"))),
+    ("a negative weight of cross-modal learning", objective(epsilon=-1.0)),
     ("an unknown term", objective(without=["cmd"])),
     ("a term that is no list", objective(without="con")),
     ("no moments", objective(n_moments=0)),
     ("class values that do not increase", made(lambda: Sentiment([1.0, 0.0]))),
+    ("label smoothing of 1", made(lambda: Classification(3, label_smoothing=1.0))),
     (
         "modality dropout of 1",
         made(

@@ -55,8 +55,11 @@ def layer_norm(x: np.ndarray) -> np.ndarray:
 def confidence(
     x: np.ndarray, logits: np.ndarray, state: dict[str, np.ndarray], eps: float = 1e-4
 ) -> np.ndarray:
-    """``sigmoid(MLP(x) + scale logit(sum_k p_k^2))``, the MLP of the weights in ``state``."""
-    hidden = np.maximum(x @ state["mlp.0.weight"].T + state["mlp.0.bias"], 0)
-    score = (hidden @ state["mlp.3.weight"].T + state["mlp.3.bias"])[..., 0]
-    expected = np.square(softmax(logits, axis=-1)).sum(-1)
-    return expit(score + state["scale"] * logit(np.clip(expected, eps, 1 - eps)))
+    """``sigmoid(MLP(x) + scale logit(sum_k p_k^2))`` of every branch, by ``state``."""
+    found = []
+    for e in range(len(x)):
+        hidden = np.maximum(x[e] @ state["hidden"][e] + state["hidden_bias"][e], 0)
+        score = (hidden @ state["last"][e])[:, 0] + state["bias"][e]
+        expected = np.square(softmax(logits[e], axis=-1)).sum(-1)
+        found.append(expit(score + state["scale"][e] * logit(np.clip(expected, eps, 1 - eps))))
+    return np.stack(found)

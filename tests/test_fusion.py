@@ -151,33 +151,31 @@ class TestConfidence:
     def made(**options):
         """With a last layer that counts: it begins at nearly 0."""
         torch.manual_seed(0)
-        module = Confidence(4, **options).double()
+        module = Confidence(2, 4, **options).double()
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.copy_(torch.randn(parameter.shape))
         return module
 
-    @pytest.mark.parametrize("shape", [(6,), (2, 3), ()])
-    def test_equals_numpy(self, shape):
+    def test_equals_numpy(self):
         module = self.made()
-        x, logits = random(*shape, 4).double(), 2 * random(*shape, 3, seed=1).double()
+        x, logits = random(2, 6, 4).double(), 2 * random(2, 6, 3, seed=1).double()
         state = {name: value.numpy() for name, value in module.state_dict().items()}
         expected = oracles.confidence(x.numpy(), logits.numpy(), state)
         found = module(x, logits)
-        assert found.shape == shape
         np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-12)
 
     def test_begins_at_what_the_logits_expect_of_themselves(self):
         torch.manual_seed(0)
-        logits = 3 * random(50, 3, seed=1)
-        expected = logits.softmax(1).square().sum(1)
-        found = Confidence(4)(random(50, 4), logits)
+        logits = 3 * random(2, 50, 3, seed=1)
+        expected = logits.softmax(2).square().sum(2)
+        found = Confidence(2, 4)(random(2, 50, 4), logits)
         torch.testing.assert_close(found, expected, atol=0.002, rtol=0)
         assert not torch.equal(found, expected)
 
     def test_no_gradient_into_the_logits(self):
         module = self.made()
-        x, logits = (random(5, n).double().requires_grad_() for n in (4, 3))
+        x, logits = (random(2, 5, n).double().requires_grad_() for n in (4, 3))
         module(x, logits).sum().backward()
         assert logits.grad is None
         assert x.grad.any()
@@ -187,33 +185,36 @@ class TestConfidence:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
     def test_certain_logits_stay_finite(self, dtype):
         module = self.made().to(dtype)
-        logits = torch.tensor([[6e4, -6e4], [0.0, 0.0]], dtype=dtype)
-        weights = module(torch.ones(2, 4, dtype=dtype), logits)
+        logits = torch.tensor([[[6e4, -6e4]], [[0.0, 0.0]]], dtype=dtype)
+        weights = module(torch.ones(2, 1, 4, dtype=dtype), logits)
         weights.sum().backward()
         assert weights.dtype == dtype
         assert weights.isfinite().all()
-        assert module.scale.grad.isfinite()
+        assert module.scale.grad.isfinite().all()
 
     def test_dropout_is_inside_the_mlp_and_in_training_only(self):
         module = self.made(dropout=0.5)
-        x, logits = random(1, 4).double().expand(50, 4), random(1, 3).double().expand(50, 3)
-        assert len(module(x, logits).unique()) > 1
-        assert len(module.eval()(x, logits).unique()) == 1
+        x, logits = (random(2, 1, n).double().expand(2, 50, n) for n in (4, 3))
+        assert len(module(x, logits).unique()) > 2
+        assert len(module.eval()(x, logits).unique()) == 2
 
     @pytest.mark.usefixtures("unchecked")
     def test_bad_input(self):
         with pytest.raises(ValueError, match=r"dropout must be in \[0.0, 1.0\), got 1.0"):
-            Confidence(4, dropout=1.0)
+            Confidence(1, 4, dropout=1.0)
         with pytest.raises(ValueError, match="width must be at least 1, got 0"):
-            Confidence(0)
-        confidence = Confidence(4)
+            Confidence(1, 0)
+        with pytest.raises(ValueError, match="branches must be at least 1, got 0"):
+            Confidence(0, 4)
+        confidence = Confidence(2, 4)
         with pytest.raises(ValueError, match="x must have 4 features on its last axis"):
-            confidence(torch.zeros(2, 5), torch.zeros(2, 3))
+            confidence(torch.zeros(2, 2, 5), torch.zeros(2, 2, 3))
         with pytest.raises(TypeError, match="logits must be floating point"):
-            confidence(torch.zeros(2, 4), torch.zeros(2, 3).int())
-        # Without a word, one row of logits would serve for all samples.
-        with pytest.raises(ValueError, match=r"as many samples as x, \(2,\), got shape \(1, 3\)"):
-            confidence(torch.zeros(2, 4), torch.zeros(1, 3))
+            confidence(torch.zeros(2, 2, 4), torch.zeros(2, 2, 3).int())
+        # Without a word, one row of logits would serve for all samples, one net for all branches.
+        for x, logits in ((2, (2, 1, 3)), (1, (1, 2, 3))):
+            with pytest.raises(ValueError, match="must be of 2 branches and the same samples"):
+                confidence(torch.zeros(x, 2, 4), torch.zeros(logits))
 
 
 @pytest.mark.parametrize("kind", [TCPFusion, MeanFusion])
@@ -310,7 +311,8 @@ def test_tcp_weights_are_the_confidence_of_each_branch():
     fusion = TCPFusion(["text", "common"], 4)
     branches, logits = TestFusions.branches, TestFusions.logits
     out = fusion(branches, logits)
-    for name, weight in out.weights.items():
-        alone = fusion.confidences[name](branches[name], logits[name])
-        assert torch.equal(weight, alone)
+    names = ["common", "text"]
+    stacked = (torch.stack([found[name] for name in names]) for found in (branches, logits))
+    for name, weight in zip(names, fusion.confidence(*stacked), strict=True):
+        assert torch.equal(out.weights[name], weight)
     assert 0 < out.weights["common"].min() < out.weights["common"].max() < 1

@@ -84,9 +84,16 @@ class TestOutput:
                 ),
             ),
         }  # fmt: skip
+        by_name = sorted(DIMS)
+        confidences = model.private_confidence(
+            *(
+                torch.stack([part[:, list(DIMS).index(name)] for name in by_name])
+                for part in (private, out.private.logits)
+            )
+        )
         for place, name in enumerate(DIMS):
             logits = model.private_classifiers[name](private[:, place])
-            confidence = model.private_confidences[name](private[:, place], logits)
+            confidence = confidences[by_name.index(name)]
             expected |= {
                 f"private {name}": (out.private.logits[:, place], logits),
                 f"confidence of {name}": (out.private.confidence[:, place], confidence),
@@ -281,7 +288,7 @@ class TestParts:
         inputs, masks, _ = make_batch()
         for kind, heads in (
             ("logits", ("private_classifiers.",)),
-            ("confidence", ("private_confidences.",)),
+            ("confidence", ("private_confidence.",)),
         ):
             model = make_model().eval()
             getattr(model(inputs, masks).private, kind).square().sum().backward()

@@ -46,7 +46,7 @@ class TestObjective:
 
         expected = {
             "task": task(out.logits, labels).mean(),
-            "con": sum(cmd_loss(pooled[p], pooled[q]) for p, q in pairs),
+            "con": sum(cmd_loss(pooled[p], pooled[q], span=2.0) for p, q in pairs),
             "rec": sum(
                 reconstruction_loss(out.reconstructed[n], out.features[n], mask=masks[n])
                 for n in DIMS
@@ -87,7 +87,7 @@ class TestObjective:
 
     def test_the_weights_by_default(self):
         assert TDMERLoss(Sentiment()).weights == {
-            "con": 3.0, "rec": 3.0, "cp": 0.1, "pp": 0.1, "en": 0.1, "f": 5.0, "own": 5.0,
+            "con": 10.0, "rec": 10.0, "cp": 0.1, "pp": 0.1, "en": 0.1, "f": 5.0, "own": 5.0,
             "dc": 1.0, "dp": 1.0,
         }  # fmt: skip
 
@@ -207,7 +207,7 @@ class TestObjective:
         model = make_model().eval()
         terms = TDMERLoss(Sentiment())(model(inputs, masks), labels)
         terms.own.backward()
-        heads = ("private_classifiers.", "private_confidences.")
+        heads = ("private_classifiers.", "private_confidence.")
         taught = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
         assert taught == {n for n, _ in model.named_parameters() if n.startswith(heads)}
 
@@ -216,7 +216,7 @@ class TestObjective:
         out = make_model().eval()(inputs, masks)
         terms = TDMERLoss(Sentiment(), samples="steps")(out, labels)
         real = {n: x[masks[n]] for n, x in out.common.sequences.items()}
-        expected = sum(cmd_loss(real[p], real[q]) for p, q in combinations(DIMS, 2))
+        expected = sum(cmd_loss(real[p], real[q], span=2.0) for p, q in combinations(DIMS, 2))
         torch.testing.assert_close(terms.con, expected)
 
     @pytest.mark.parametrize(

@@ -253,6 +253,10 @@ class TCPFusion(nn.Module):
         self.branches = tuple(sorted(branches))
         self.confidence = Confidence(len(self.branches), width, dropout=dropout)
 
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return f"branches={list(self.branches)}, width={self.width}"
+
     def forward(
         self,
         branches: Mapping[str, Float[Tensor, "b d"]],

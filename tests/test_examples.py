@@ -554,7 +554,8 @@ def test_a_run_can_be_repeated_and_options_change_it(monkeypatch, tmp_path, mmsa
 def test_accumulated_batches_are_one_step(monkeypatch, tmp_path, mmsa):
     """Two batches of 24 without dropout make the step of one batch of 48."""
     weights = []
-    options = ["--dropout", 0, "--input-dropout", 0, "--steps", 1, "--fusion", "mean"]
+    options = ["--dropout", 0, "--input-dropout", 0, "--feature-dropout", 0]
+    options += ["--steps", 1, "--fusion", "mean"]
     # Terms that are no means over samples would differ.
     options += ["--without", "con", "--width", 8, "--heads", 2]
     for batch, accumulate in ((48, 1), (24, 2)):

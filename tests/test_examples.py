@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tdmer import LossTerms, TDMERLoss
+from tdmer import LossTerms, Sentiment, TDMERLoss
 from tdmer.data import MultimodalDataset, load_mmsa, write_store
 
 pytest.importorskip("accelerate", reason="the examples need the extra 'examples'")
@@ -593,7 +593,8 @@ def in_process(monkeypatch, script, trained):
         run(monkeypatch, "train", "--out", folder, "--data", data, *options, *again)
 
     monkeypatch.setattr(script, "train", train)
-    monkeypatch.setattr(script, "bootstrap_interval", lambda *args, metric: (0.5, math.nan))
+    if hasattr(script, "bootstrap_interval"):
+        monkeypatch.setattr(script, "bootstrap_interval", lambda *args, metric: (0.5, math.nan))
 
 
 def test_seeds_are_summed_up(monkeypatch, tmp_path, mmsa, capsys):
@@ -705,3 +706,41 @@ def test_the_probe_finds_what_stands_out(monkeypatch):
     hidden = module.probe(halves[0][0], other[:200], halves[0][1], other[200:])
     assert found > 0.8
     assert hidden < 0.1
+
+
+def test_a_leak_is_left_out_by_validation(monkeypatch, tmp_path, mmsa, capsys):
+    script = load("experiments/leak", monkeypatch)
+    in_process(monkeypatch, script, trained := [])
+    call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK)
+    assert trained == ["without-the-leak-0", "with-it-0", "with-it-modality-dropout-0"]
+    assert "kept by validation" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "leak.json").read_text())
+    assert "leak" not in rows[0]["kept"]
+    config = json.loads((tmp_path / trained[2] / "config.json").read_text())
+    assert config["training"]["modality_dropout"] == 0.3
+    assert config["model"]["dims"]["leak"] == 8
+
+    # In training it tells every label, elsewhere none.
+    for split, linked in (("train", True), ("valid", False)):
+        data = script.open_store(tmp_path / "data")[split]
+        shown = torch.stack([data[place].inputs["leak"][0] for place in range(len(data))])
+        apart = torch.cdist(shown, shown) + 1e3 * torch.eye(len(data))
+        nearest = data.labels[apart.argmin(1)]
+        assert ((nearest - data.labels).abs().mean() < 0.3) == linked
+
+
+def test_modalities_are_kept_while_they_help_validation(monkeypatch):
+    script = load("experiments/leak", monkeypatch)
+    costs = {"abc": 1.0, "bc": 0.9, "ac": 1.2, "ab": 1.1, "b": 0.95, "c": 0.9}
+    monkeypatch.setattr(
+        script, "read", lambda model, task, data: {"mae": costs["".join(data.dims)]}
+    )
+
+    class Stub:
+        def __init__(self, names):
+            self.dims = dict.fromkeys(names, 1)
+
+        def only(self, names):
+            return Stub(names)
+
+    assert script.keep(None, Sentiment(), Stub("abc")) == ["b", "c"]

@@ -139,7 +139,7 @@ def check_disentangling(epochs: int, seeds: Collection[int]) -> None:
     for heading in headings:
         table.add_column(heading, justify="right")
     gaps: dict[str, list[float]] = {}
-    curves = []
+    curves, ordered = [], 0
     for label, without in {
         "all": (),
         "without con, cp": ("con", "cp"),
@@ -153,6 +153,7 @@ def check_disentangling(epochs: int, seeds: Collection[int]) -> None:
             rows.append([*found, found[0] + found[1] - found[2] - found[3]])
             if not without:
                 curves.append((history[0], history[-1]))
+                ordered += found[0] > found[2] and found[1] > found[3]
         gaps[label] = [row[-1] for row in rows]
         table.add_row(label, *(f"{value:.3f}" for value in np.mean(rows, axis=0)))
     console.print(table)

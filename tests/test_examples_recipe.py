@@ -53,7 +53,9 @@ def metrics(folder):
 
 def test_whole_numbers_are_classes(saved, npz, monkeypatch, tmp_path, capsys):
     config = json.loads((saved / "config.json").read_text())
-    assert config["task"] == {"name": "Classification", "num_classes": 4}
+    assert config["task"] == {
+        "name": "Classification", "num_classes": 4, "label_smoothing": 0.1,
+    }  # fmt: skip
     assert config["model"]["num_classes"] == 4
     assert config["samples"] == {
         "label": "emotion", "group": "actor", "split": "folds:4/0", "modalities": None,
@@ -62,9 +64,9 @@ def test_whole_numbers_are_classes(saved, npz, monkeypatch, tmp_path, capsys):
     assert [row["step"] for row in found["history"]] == [2, 4, 5]
     for row in (found["test"], *(row["valid"] for row in found["history"])):
         assert row.keys() == {"loss", "accuracy", "f1_weighted", "f1_macro"}
-    # The epoch that is kept has the least cross-entropy in validation.
-    losses = [row["valid"]["loss"] for row in found["history"]]
-    assert found["epoch"] == int(np.argmin(losses))
+    # The epoch that is kept has the greatest accuracy in validation, then the least cross-entropy.
+    ranks = [(row["valid"]["accuracy"], -row["valid"]["loss"]) for row in found["history"]]
+    assert found["epoch"] == ranks.index(max(ranks))
     assert found["step"] == found["history"][found["epoch"]]["step"]
 
     out = tmp_path / "predictions.csv"
@@ -83,19 +85,24 @@ def test_whole_numbers_are_classes(saved, npz, monkeypatch, tmp_path, capsys):
     assert {float(row["face"]) for row in rows} == {0.0}
 
 
-def test_classes_are_chosen_by_their_loss(monkeypatch, npz, tmp_path):
-    """Not by an accuracy, though it may differ."""
+@pytest.mark.parametrize(
+    ("accuracies", "losses", "kept"),
+    [([0.5, 0.6, 0.6], [1.0, 2.0, 2.0], 1), ([0.5, 0.5, 0.5], [2.0, 1.0, 3.0], 1)],
+)
+def test_classes_are_chosen_by_accuracy_then_loss(
+    monkeypatch, npz, tmp_path, accuracies, losses, kept
+):
     script = load("train", monkeypatch)
-    seen, measure = [], script.measure
+    measure, figures = script.measure, list(zip(losses, accuracies, strict=True))
+    figures.append((0.0, 1.0))  # of the test split
 
     def turned(*arguments):
-        seen.append(True)
-        figures = {"loss": float(len(seen)), "accuracy": float(len(seen))}
-        return measure(*arguments)._replace(metrics=figures)
+        loss, accuracy = figures.pop(0)
+        return measure(*arguments)._replace(metrics={"loss": loss, "accuracy": accuracy})
 
     monkeypatch.setattr(script, "measure", turned)
-    call(monkeypatch, script, *options(npz, "--steps", 4, "--out", tmp_path))
-    assert metrics(tmp_path)["epoch"] == 0
+    call(monkeypatch, script, *options(npz, "--steps", 6, "--out", tmp_path))
+    assert metrics(tmp_path)["epoch"] == kept
 
 
 def test_both_tasks_learn(monkeypatch, npz, mmsa, tmp_path):

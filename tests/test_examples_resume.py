@@ -446,7 +446,8 @@ def test_several_processes_train_as_one(data, tmp_path, monkeypatch):
     odd = tmp_path / "odd.pkl"
     odd.write_bytes(pickle.dumps(splits))
     options = ["--data", odd, *OPTIONS, "--steps", 15, "--batch-size", 8, "--without", "rec", "dc"]
-    options += ["--dropout", 0, "--input-dropout", 0]  # which processes draw apart
+    # Which processes draw apart.
+    options += ["--dropout", 0, "--input-dropout", 0, "--feature-dropout", 0]
     run(monkeypatch, "train", "--out", tmp_path / "one", *options)
 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -469,7 +470,6 @@ def test_several_processes_train_as_one(data, tmp_path, monkeypatch):
     assert config["training"]["processes"] == 2
 
 
-@pytest.mark.xfail(reason="benchmarks/resume.py still counts in --epochs", strict=True)
 def test_runs_that_are_killed_by_the_system(data):
     benchmark = EXAMPLES / "benchmarks" / "resume.py"
     command = [sys.executable, benchmark, "--kills", "1", "--data", data, *OPTIONS]

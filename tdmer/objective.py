@@ -192,7 +192,7 @@ class TDMERLoss(nn.Module):
                 *self._cross_modal(output),
             ]
         )
-        if self.weights["con"] and len(has) > 1:
+        if self.weights["con"]:
             pooled = dict(zip(masks, output.common.pooled.unbind(1), strict=True))
             steps = self.samples == "steps"
             terms["con"] = pairwise_cmd_loss(
@@ -261,13 +261,13 @@ class TDMERLoss(nn.Module):
 
     def _cross_modal(self, output: TDMEROutput) -> Iterator[Mean]:
         common, enhanced, present = output.common, output.enhanced, output.present
-        samples, modalities = present.shape
+        samples = len(present)
         by_branch = [x for name, x in output.branch_logits.items() if name != COMMON]
         for name, logits, edges in (
             ("dc", common.logits, common.edges),
             ("dp", torch.stack(by_branch, dim=1), enhanced.edges),
         ):
-            if self.weights[name] and modalities > 1:
+            if self.weights[name]:
                 probabilities = self.task.probabilities(logits)
                 yield name, cross_modal_loss(probabilities, edges, present=present), samples
         count = present.sum(dim=1)

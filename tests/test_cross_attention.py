@@ -386,3 +386,18 @@ class TestPrecision:
         mask = torch.tensor([[True, False, True], [False, False, False]])
         inputs = [torch.randn(2, t, 4, dtype=torch.float64, requires_grad=True) for t in (2, 3)]
         torch.autograd.gradcheck(lambda t, s: attention(t, {"s": s}, {"s": mask}), inputs)
+
+
+def test_positions_kept_from_inference_serve_training():
+    cross_attention._kept_positions.cache_clear()
+    torch.manual_seed(0)
+    attention, (target, source) = CrossAttention(["s"], 8, 2), torch.randn(2, 2, 5, 8)
+    with torch.inference_mode():
+        expected = attention(target, {"s": source})
+    found = attention(target, {"s": source})
+    assert torch.equal(found, expected)
+    found.sum().backward()
+    assert not cross_attention._kept_positions(
+        5, 8, dtype=target.dtype, device=target.device
+    ).is_inference()
+    assert attention.key["s"].weight.grad.any()

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tdmer import LossTerms, Sentiment, TDMERLoss
-from tdmer.data import MultimodalDataset, load_mmsa, write_store
+from tdmer.data import MultimodalDataset, load_mmsa, open_store, write_store
 
 pytest.importorskip("accelerate", reason="the examples need the extra 'examples'")
 from accelerate.state import AcceleratorState
@@ -708,7 +708,7 @@ def test_the_probe_finds_what_stands_out(monkeypatch):
     assert hidden < 0.1
 
 
-def test_a_leak_is_left_out_by_validation(monkeypatch, tmp_path, mmsa, capsys):
+def test_a_leak_tells_the_labels_of_training_only(monkeypatch, tmp_path, mmsa, capsys):
     script = load("experiments/leak", monkeypatch)
     in_process(monkeypatch, script, trained := [])
     call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK)
@@ -716,13 +716,15 @@ def test_a_leak_is_left_out_by_validation(monkeypatch, tmp_path, mmsa, capsys):
     assert "kept by validation" in capsys.readouterr().out
     rows = json.loads((tmp_path / "leak.json").read_text())
     assert "leak" not in rows[0]["kept"]
+    for row in rows:
+        assert (row["all"] == row["chosen"]) == (len(row["kept"]) == 3 + (row is not rows[0]))
     config = json.loads((tmp_path / trained[2] / "config.json").read_text())
     assert config["training"]["modality_dropout"] == 0.3
     assert config["model"]["dims"]["leak"] == 8
 
     # In training it tells every label, elsewhere none.
     for split, linked in (("train", True), ("valid", False)):
-        data = script.open_store(tmp_path / "data")[split]
+        data = open_store(tmp_path / "data")[split]
         shown = torch.stack([data[place].inputs["leak"][0] for place in range(len(data))])
         apart = torch.cdist(shown, shown) + 1e3 * torch.eye(len(data))
         nearest = data.labels[apart.argmin(1)]

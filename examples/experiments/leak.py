@@ -10,26 +10,26 @@ Nothing of the test split is used to choose.
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-EXAMPLES = Path(__file__).parents[1]
-sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "experiments")]
-from measure import collect  # noqa: E402
-from options import number  # noqa: E402
-from predict import load_run  # noqa: E402
-from run_folder import to_json, write  # noqa: E402
-from seeds import train  # noqa: E402
-from splits import Samples, load_splits  # noqa: E402
-from task import Task, main_figure, metrics, standing  # noqa: E402
+from tdmer import TDMER
+from tdmer.data import MultimodalDataset, write_store
 
-from tdmer import TDMER  # noqa: E402
-from tdmer.data import MultimodalDataset, open_store, write_store  # noqa: E402
+sys.path.append(str(Path(__file__).parents[1]))
+from measure import collect
+from options import number
+from predict import load_run
+from run_folder import to_json, write
+from seeds import train
+from splits import Samples, load_splits
+from task import Task, main_figure, metrics, standing
 
 LEAK, WIDTH = "leak", 8
 
@@ -46,31 +46,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=number(int, 1), default=1, help="how many (default: 1)")
     parser.add_argument("--modality-dropout", type=number(float, below=1), default=0.3)
     args, options = parser.parse_known_args()
-    store = args.out / "data"
-    if not store.exists():
-        store.parent.mkdir(parents=True, exist_ok=True)
-        write_store(store, {n: leaking(n, data) for n, data in load_splits(args.data).items()})
-    clean = [name for name in open_store(store)["train"].dims if name != LEAK]
+    clean, store = load_splits(args.data), args.out / "data"
+    args.out.mkdir(parents=True, exist_ok=True)
+    # The same data make the same file; runs on other data do not go on.
+    shutil.rmtree(store, ignore_errors=True)
+    write_store(store, {name: leaking(name, data) for name, data in clean.items()})
     variants = {
-        "without the leak": ["--modalities", *clean],
+        "without the leak": ["--modalities", *clean["train"].dims],
         "with it": [],
         "with it, modality dropout": ["--modality-dropout", str(args.modality_dropout)],
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, own in variants.items():
         for seed in range(args.seeds):
             folder = args.out / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
             train(folder, store, [*options, *own, "--seed", str(seed)])
             model, task, samples = load_run(folder)
             splits = load_splits(store, **samples)
-            kept = keep(model, task, splits["valid"])
-            found = (read(model, task, splits["test"].only(left)) for left in (clean, kept))
-            all_of_them = read(model, task, splits["test"])
-            by_hand, chosen = found
-            rows.append(
-                {"variant": name, "seed": seed, "kept": kept, "all": all_of_them,
-                 "chosen": chosen, "without": by_hand}
-            )  # fmt: skip
+            kept, test = keep(model, task, splits["valid"]), splits["test"]
+            found = {"all": read(model, task, test), "chosen": read(model, task, test.only(kept))}
+            rows.append({"variant": name, "seed": seed, "kept": kept, **found})
     write(args.out / "leak.json", to_json(rows))
     show(rows, main_figure(task))
 
@@ -80,7 +75,7 @@ def leaking(split: str, data: Samples) -> MultimodalDataset:
     rng = np.random.default_rng(["train", "valid", "test"].index(split))
     labels = data.labels.numpy()
     shown = labels if split == "train" else rng.permutation(labels)
-    # A label is a direction of its own: a class has no order, and a score is seen from anywhere.
+    # Waves of the label, from which it can be read off whether it is a score or a class.
     features = np.cos(np.outer(shown, np.arange(1, WIDTH + 1) / WIDTH) - np.pi / 4)
     features += 0.05 * rng.normal(size=features.shape)
     sequences = [data[place].inputs for place in range(len(data))]
@@ -104,19 +99,18 @@ def keep(model: TDMER, task: Task, valid: Samples) -> list[str]:
 def read(model: TDMER, task: Task, data: Samples) -> dict[str, float]:
     """Return the metrics of a data set."""
     outputs = collect(model, data)
-    labels: Tensor = outputs.labels
-    return metrics(task, outputs.logits, labels)
+    return metrics(task, outputs.logits, outputs.labels)
 
 
-def show(rows: list[dict[str, object]], figure: str) -> None:
+def show(rows: list[dict[str, Any]], figure: str) -> None:
     """Print the figures of every run."""
     names = [figure, "acc2_non0"] if figure == "mae" else [figure]
     table = Table(title=f"Test split: {' / '.join(names)}")
     for heading in ("variant", "seed", "all modalities", "those kept", "kept by validation"):
         table.add_column(heading)
     for row in rows:
-        cells = [" / ".join(f"{row[which][n]:.3f}" for n in names) for which in ("all", "chosen")]  # type: ignore[index]
-        table.add_row(str(row["variant"]), str(row["seed"]), *cells, " ".join(row["kept"]))  # type: ignore[arg-type]
+        cells = [" / ".join(f"{row[which][n]:.3f}" for n in names) for which in ("all", "chosen")]
+        table.add_row(row["variant"], str(row["seed"]), *cells, " ".join(row["kept"]))
     Console(width=110).print(table)
 
 

@@ -44,11 +44,10 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-EXAMPLES = Path(__file__).parents[1]
-sys.path.append(str(EXAMPLES))
-from options import number, parse_args  # noqa: E402
-from run_folder import from_json, to_json, write  # noqa: E402
-from train import train  # noqa: E402
+sys.path.append(str(Path(__file__).parents[1]))
+from options import number, parse_args
+from run_folder import from_json, to_json, write
+from train import train
 
 # The figures of scores and of classes: the first is compared, and better where it is less or more.
 SCORES = {"mae": "MAE", "corr": "r", "acc2_non0": "Acc2\nnon0"}

@@ -29,15 +29,15 @@ from tdmer import TDMER, Sentiment
 from tdmer.metrics import bootstrap_interval, classification_metrics
 from tdmer.viz import training_curves
 
-EXAMPLES = Path(__file__).parents[1]
-sys.path.append(str(EXAMPLES))
-from measure import Outputs, collect  # noqa: E402
-from options import number  # noqa: E402
-from predict import load_run  # noqa: E402
-from run_folder import from_json, to_json, write  # noqa: E402
-from splits import Samples, load_splits  # noqa: E402
-from task import Task, metrics, standing  # noqa: E402
+sys.path.append(str(Path(__file__).parents[1]))
+from measure import Outputs, collect
+from options import number
+from predict import load_run
+from run_folder import from_json, to_json, write
+from splits import Samples, load_splits
+from task import Task, metrics, standing
 
+EXAMPLES = Path(__file__).parents[1]
 COLUMNS = {
     "loss": "loss",
     "accuracy": "accuracy",

@@ -279,17 +279,13 @@ class TCPFusion(nn.Module):
         check_branches(branches, self.branches, self.width)
         if set(logits) != set(self.branches):
             raise ValueError(f"logits must be of {list(self.branches)}, got {list(logits)}")
-        here, x, its_logits = (
-            None,
-            *(torch.stack([found[name] for name in self.branches]) for found in (branches, logits)),
-        )
-        if present is not None:
-            everywhere = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
-            here = torch.stack([present.get(name, everywhere) for name in self.branches])
-            x, its_logits = zero_pads(x, here), zero_pads(its_logits, here)
-        weights = self.confidence(x, its_logits)
-        if here is not None:
-            weights = weights.masked_fill(~here, 0.0)
+        x = torch.stack([branches[name] for name in self.branches])
+        its_logits = torch.stack([logits[name] for name in self.branches])
+        everywhere = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
+        given = {} if present is None else present
+        here = torch.stack([given.get(name, everywhere) for name in self.branches])
+        x = zero_pads(x, here)
+        weights = self.confidence(x, zero_pads(its_logits, here)).masked_fill(~here, 0.0)
         fused = (weights.unsqueeze(2) * x).sum(dim=0)
         named = dict(zip(self.branches, weights, strict=True))
         return FusionOutput(fused, {name: named[name] for name in branches})

@@ -279,6 +279,12 @@ class TCPFusion(nn.Module):
         check_branches(branches, self.branches, self.width)
         if set(logits) != set(self.branches):
             raise ValueError(f"logits must be of {list(self.branches)}, got {list(logits)}")
+        for name in self.branches:
+            if len(logits[name]) != len(branches[name]):
+                raise ValueError(
+                    f"logits[{name!r}] must be of the {len(branches[name])} samples of its branch, "
+                    f"got {len(logits[name])}"
+                )
         x = torch.stack([branches[name] for name in self.branches])
         its_logits = torch.stack([logits[name] for name in self.branches])
         everywhere = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)

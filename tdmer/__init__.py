@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 _HOMES = ("losses", "fusion", "model", "objective", "tasks", "metrics")
-_MODULES = (*_HOMES, "layers", "masks", "data", "viz")
+_MODULES = (*_HOMES, "layers", "masks", "data", "pretrained", "viz")
 
 
 def __getattr__(name: str) -> object:

@@ -24,6 +24,7 @@ from tdmer.layers.edges import EdgeWeights
 from tdmer.layers.normalization import FeatureStatistics, InputNormalization
 from tdmer.layers.temporal import TemporalConv
 from tdmer.masks import masked_mean, unless_full
+from tdmer.pretrained import Pretrained
 
 COMMON = "common"
 # The bounded ends of an encoder, and the length of the interval that holds its features.
@@ -116,7 +117,7 @@ def _evidence(logits: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Te
     return (shares.unsqueeze(2) * torch.stack([logits[name] for name in names]).detach()).sum(dim=0)
 
 
-class TDMER(nn.Module):
+class TDMER(Pretrained):
     """Task-driven multimodal emotion recognition.
 
     Inputs are normalised, brought to one width by a convolution per modality, split into common
@@ -187,6 +188,20 @@ class TDMER(nn.Module):
         kernels = per_modality("kernel_size", kernel_size, list(dims))
         drops = per_modality("input_dropout", input_dropout, list(dims))
 
+        self.options = {
+            "dims": dict(dims),
+            "num_classes": num_classes,
+            "width": width,
+            "heads": heads,
+            "layers": layers,
+            "kernel_size": kernel_size,
+            "dropout": dropout,
+            "input_dropout": input_dropout,
+            "feature_dropout": feature_dropout,
+            "activation": activation,
+            "positions": positions,
+            "fusion": fusion,
+        }
         self.dims = dict(dims)
         self.modalities = tuple(dims)
         # Made, run and summed in the order of the names: the caller's would show in rounding.

@@ -12,12 +12,15 @@ import pytest
 
 import tdmer
 
-HEAVY = {"transformers", "huggingface_hub", "accelerate", "sklearn", "matplotlib", "pandas"}
+HEAVY = {
+    *("transformers", "huggingface_hub", "safetensors", "accelerate"),
+    *("sklearn", "matplotlib", "pandas"),
+}
 # The rooms of the package from the ground floor up; each imports from the floors below only.
 FLOORS = (
     "_checks",
     "masks",
-    "losses layers fusion metrics data",
+    "losses layers fusion metrics data pretrained",
     "tasks model",
     "objective",
     "viz",

@@ -272,7 +272,7 @@ def _read_config(path: Path, kind: type[Pretrained]) -> dict[str, Any]:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    # A loaded model may still read its weights from the file that stands there.
+    # Whatever happens leaves the old content or the new, whole.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)

@@ -132,7 +132,18 @@ def test_a_loaded_model_saves_over_its_own_files(saved):
     found = load_file(saved / "model.safetensors")
     assert torch.equal(found.pop("classifier.0.weight"), wanted.pop("classifier.0.weight") + 1.0)
     assert all(torch.equal(found[name], x) for name, x in wanted.items())
-    assert not list(saved.glob("*.tmp"))
+
+
+def test_what_cannot_be_written_leaves_the_old_files(saved, monkeypatch):
+    before = {file.name: file.read_bytes() for file in saved.iterdir()}
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        make_model(layers=2).save_pretrained(saved, limits="None.")
+    assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
 
 
 HUGE = 10**12

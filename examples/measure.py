@@ -37,7 +37,9 @@ class Measured(NamedTuple):
     the probabilities of the branches that a sample has. ``confidence``, of the labelled samples
     that have the branch: mean ``weight``; mean ``tcp``, the true class probability; ``error``,
     their mean absolute difference; ``corr``, their correlation; ``softmax_corr``, that of the TCP
-    with the greatest probability that the branch gives to any class, in place of the weight."""
+    with the greatest probability that the branch gives to any class, in place of the weight;
+    ``reliability``, in five groups of equal size from the least weight to the greatest, the means of
+    weight and TCP."""
 
 
 @torch.no_grad()
@@ -90,7 +92,7 @@ def _mean_logits(outputs: Outputs) -> Tensor:
     return logs.masked_fill(~there.unsqueeze(2), -torch.inf).logsumexp(dim=0)
 
 
-def _confidence(task: Task, outputs: Outputs, branch: str) -> dict[str, float]:
+def _confidence(task: Task, outputs: Outputs, branch: str) -> dict[str, Any]:
     counted = task.labelled(outputs.labels) & outputs.present[branch]
     logits = outputs.branch_logits[branch]
     weight = outputs.weights[branch][counted]
@@ -103,4 +105,8 @@ def _confidence(task: Task, outputs: Outputs, branch: str) -> dict[str, float]:
         "error": (weight - tcp).abs().mean().item(),
         "corr": sentiment_metrics(weight, tcp)["corr"],
         "softmax_corr": sentiment_metrics(greatest, tcp)["corr"],
+        "reliability": [
+            [weight[group].mean().item(), tcp[group].mean().item()]
+            for group in weight.argsort().tensor_split(5)
+        ],
     }

@@ -276,6 +276,11 @@ def test_the_figures_of_branches_and_confidence_are_what_they_say(monkeypatch):
         p = x[counted].double().softmax(1)
         tcp = p[torch.arange(len(p)), labels[counted]].numpy()
         weight = said.weights[branch][counted].double().numpy()
+        reliability = found.branches["confidence"][branch].pop("reliability")
+        groups = np.array_split(np.argsort(weight), 5)
+        assert np.array(reliability) == pytest.approx(
+            np.array([[weight[g].mean(), tcp[g].mean()] for g in groups]), abs=1e-6
+        )
         assert found.branches["confidence"][branch] == pytest.approx(
             {
                 "weight": weight.mean(),

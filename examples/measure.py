@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import concatenate, send_to_device
 from splits import Samples
-from task import Task, metrics
+from task import Task, metrics, standing
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -28,6 +28,8 @@ class Outputs(NamedTuple):
 class Measured(NamedTuple):
     """The figures of a split."""
 
+    modalities: list[str]
+    """Those that the model was given."""
     metrics: dict[str, float]
     """Of the prediction."""
     weights: dict[str, float]
@@ -38,8 +40,8 @@ class Measured(NamedTuple):
     that have the branch: mean ``weight``; mean ``tcp``, the true class probability; ``error``,
     their mean absolute difference; ``corr``, their correlation; ``softmax_corr``, that of the TCP
     with the greatest probability that the branch gives to any class, in place of the weight;
-    ``reliability``, in five groups of equal size from the least weight to the greatest, the means of
-    weight and TCP."""
+    ``reliability``, the means of weight and TCP in five groups of equal size, from the least weight
+    to the greatest."""
 
 
 @torch.no_grad()
@@ -74,6 +76,7 @@ def measure(
     if not logits.isfinite().all():
         raise ValueError("a prediction is NaN or infinite: try a smaller --lr")
     return Measured(
+        list(data.dims),
         metrics(task, logits, labels),
         {branch: weight.mean().item() for branch, weight in outputs.weights.items()},
         {
@@ -82,6 +85,21 @@ def measure(
             "confidence": {b: _confidence(task, outputs, b) for b in outputs.branch_logits},
         },
     )
+
+
+def choose(
+    model: nn.Module, task: Task, data: Samples, accelerator: Accelerator | None = None
+) -> Measured:
+    """Return the figures with the modalities that are left when no other is better left out."""
+    best = measure(model, task, data, accelerator)
+    while len(best.modalities) > 1:
+        smaller = [[m for m in best.modalities if m != out] for out in best.modalities]
+        found = [measure(model, task, data.only(names), accelerator) for names in smaller]
+        least = max(found, key=lambda measured: standing(task, measured.metrics))
+        if standing(task, least.metrics) <= standing(task, best.metrics):
+            break
+        best = least
+    return best
 
 
 def _mean_logits(outputs: Outputs) -> Tensor:

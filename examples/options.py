@@ -23,6 +23,7 @@ def parse_args(description: str, arguments: Sequence[str] | None = None) -> argp
     add("--group", help="array of the speakers in an .npz; else the video in the id is the group")
     add("--split", default="official", help="or folds:K/k, random:SEED, by group")
     add("--modalities", nargs="+", help="use only these")
+    add("--choose-modalities", action="store_true", help="leave out what validation is better off")
     add("--out", type=Path, default=Path("runs/latest"), help="run folder")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with the run in the folder")

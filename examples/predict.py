@@ -52,7 +52,7 @@ def load_run(folder: Path) -> tuple[TDMER, Task, dict[str, Any]]:
         ValueError: The files are not such as train.py writes, or do not fit each other.
     """
     settings, weights = folder / "config.json", folder / "model.safetensors"
-    content = settings.read_bytes()
+    content, chosen = settings.read_bytes(), (folder / "metrics.json").read_bytes()
     try:
         with safe_open(weights, "pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -61,6 +61,7 @@ def load_run(folder: Path) -> tuple[TDMER, Task, dict[str, Any]]:
     try:
         config = json.loads(content)
         task, samples = build_task(**config["task"]), dict(config["samples"])
+        samples["modalities"] = json.loads(chosen)["modalities"]
         wanted = outline(config["model"], most=2 * len(found)).state_dict()
         classes = config["model"]["num_classes"]
         if classes != task.num_classes:

@@ -89,8 +89,8 @@ class RunFolder:
             self._checkpoint.unlink(missing_ok=True)
 
 
-def chosen_step(folder: Path, config: dict[str, Any]) -> int:
-    """Return the step that a finished run with the same options chose in validation.
+def chosen(folder: Path, config: dict[str, Any]) -> tuple[int, list[str]]:
+    """Return the step and the modalities that a finished run with the same options chose.
 
     Raises:
         OSError: The run is not there, or not finished.
@@ -100,7 +100,7 @@ def chosen_step(folder: Path, config: dict[str, Any]) -> int:
     found = from_json(folder / "metrics.json")
     if "valid" not in found:
         raise ValueError(f"{folder} must be a run that chose in validation, got a refit")
-    return int(found["step"])
+    return int(found["step"]), list(found["modalities"])
 
 
 def write(path: Path, content: bytes) -> None:

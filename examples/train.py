@@ -28,9 +28,9 @@ import accelerate
 import numpy as np
 import torch
 from accelerate.utils import DataLoaderConfiguration, set_seed
-from measure import measure
+from measure import choose, measure
 from options import parse_args, take_arguments
-from run_folder import RunFolder, chosen_step
+from run_folder import RunFolder, chosen
 from splits import fingerprint, load_splits, shared_groups
 from task import build_task, check_labels, check_training, describe_task, main_figure, standing
 from torch.optim.lr_scheduler import LinearLR
@@ -86,9 +86,10 @@ def train(args: argparse.Namespace) -> None:
         "training": options | where | {"refit": args.refit is not None},
         "versions": {p.__name__: p.__version__ for p in (tdmer, torch, np, accelerate)},
     }
+    modalities = list(data["train"].dims)
     if args.refit:
         data["train"] += data["valid"]
-        config["training"]["steps"] = chosen_step(args.refit, config)
+        config["training"]["steps"], modalities = chosen(args.refit, config)
     steps = config["training"]["steps"]
 
     shuffle = torch.Generator()
@@ -153,10 +154,13 @@ def train(args: argparse.Namespace) -> None:
         if not math.isfinite(losses["total"]):
             raise ValueError(f"the loss is {losses['total']} in epoch {epoch}: try a smaller --lr")
         row: dict[str, Any] = {"epoch": epoch, "step": step, "train": losses}
+        row["modalities"] = modalities
         branches = {}
         if not args.refit:
-            valid = measure(averaged.module, task, data["valid"], accelerator)
+            look = choose if args.choose_modalities else measure
+            valid = look(averaged.module, task, data["valid"], accelerator)
             row |= {"valid": valid.metrics, "weights": valid.weights}
+            row["modalities"] = valid.modalities
             branches["valid"] = valid.branches
         history.append(row)
         better = not args.refit and (
@@ -171,7 +175,7 @@ def train(args: argparse.Namespace) -> None:
         accelerator.print(f"epoch {epoch:2d}  step {step}  loss {losses['total']:.3f}{shown}")
 
     averaged.module.load_state_dict(best_weights)
-    test = measure(averaged.module, task, data["test"], accelerator)
+    test = measure(averaged.module, task, data["test"].only(best["modalities"]), accelerator)
     best["branches"]["test"] = test.branches
     run.finish(
         best_weights, best | {"test": test.metrics, "weights": test.weights, "history": history}

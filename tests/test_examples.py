@@ -190,7 +190,7 @@ def test_the_test_split_is_read_once_with_the_best_epoch(monkeypatch, tmp_path, 
 
 def test_of_equal_epochs_the_first_is_kept(monkeypatch, tmp_path, mmsa):
     script = load("train", monkeypatch)
-    found = script.measure.__globals__["Measured"](dict.fromkeys(METRICS, 1.0), {}, {})
+    found = script.measure.__globals__["Measured"]([], dict.fromkeys(METRICS, 1.0), {}, {})
     monkeypatch.setattr(script, "measure", lambda *_: found)
     call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK)
     assert json.loads((tmp_path / "metrics.json").read_text())["epoch"] == 0
@@ -712,14 +712,16 @@ def test_a_leak_tells_the_labels_of_training_only(monkeypatch, tmp_path, mmsa, c
     script = load("experiments/leak", monkeypatch)
     in_process(monkeypatch, script, trained := [])
     call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK)
-    assert trained == ["without-the-leak-0", "with-it-0", "with-it-modality-dropout-0"]
-    assert "kept by validation" in capsys.readouterr().out
+    assert trained == [
+        *("without-the-leak-0", "with-it-0", "with-it-dropout-0", "with-it-dropout-choice-0")
+    ]
+    assert "with it, dropout, choice" in capsys.readouterr().out
     rows = json.loads((tmp_path / "leak.json").read_text())
-    assert "leak" not in rows[0]["kept"]
-    for row in rows:
-        assert (row["all"] == row["chosen"]) == (len(row["kept"]) == 3 + (row is not rows[0]))
-    config = json.loads((tmp_path / trained[2] / "config.json").read_text())
+    assert "leak" not in rows[0]["modalities"]
+    assert all(len(row["modalities"]) == 4 for row in rows[1:3])
+    config = json.loads((tmp_path / trained[3] / "config.json").read_text())
     assert config["training"]["modality_dropout"] == 0.3
+    assert config["training"]["choose_modalities"]
     assert config["model"]["dims"]["leak"] == 8
 
     # In training it tells every label, elsewhere none.
@@ -732,11 +734,8 @@ def test_a_leak_tells_the_labels_of_training_only(monkeypatch, tmp_path, mmsa, c
 
 
 def test_modalities_are_kept_while_they_help_validation(monkeypatch):
-    script = load("experiments/leak", monkeypatch)
+    module = load("measure", monkeypatch)
     costs = {"abc": 1.0, "bc": 0.9, "ac": 1.2, "ab": 1.1, "b": 0.95, "c": 0.9}
-    monkeypatch.setattr(
-        script, "read", lambda model, task, data: {"mae": costs["".join(data.dims)]}
-    )
 
     class Stub:
         def __init__(self, names):
@@ -745,4 +744,37 @@ def test_modalities_are_kept_while_they_help_validation(monkeypatch):
         def only(self, names):
             return Stub(names)
 
-    assert script.keep(None, Sentiment(), Stub("abc")) == ["b", "c"]
+    def measure(model, task, data, accelerator):
+        return module.Measured(list(data.dims), {"mae": costs["".join(data.dims)]}, {}, {})
+
+    monkeypatch.setattr(module, "measure", measure)
+    chosen = module.choose(None, Sentiment(), Stub("abc"))
+    assert (chosen.modalities, chosen.metrics["mae"]) == (["b", "c"], 0.9)
+
+
+def test_what_validation_leaves_out_is_left_out_of_the_test(monkeypatch, tmp_path, mmsa):
+    script, measure = load("train", monkeypatch), load("measure", monkeypatch)
+    read = []
+
+    def choose(model, task, data, accelerator):
+        return measure.measure(model, task, data.only(["text", "video"]), accelerator)
+
+    def record(model, task, data, accelerator):
+        read.append(list(data.dims))
+        return measure.measure(model, task, data, accelerator)
+
+    monkeypatch.setattr(script, "choose", choose)
+    monkeypatch.setattr(script, "measure", record)
+    run = ["--data", mmsa, "--out", tmp_path / "run", *QUICK, "--choose-modalities"]
+    call(monkeypatch, script, *run)
+    assert read == [["text", "video"]]
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert found["modalities"] == ["text", "video"]
+    again = ["--refit", tmp_path / "run", "--out", tmp_path / "refit"]
+    call(monkeypatch, script, *run[:2], *QUICK, "--choose-modalities", *again)
+    assert read[1:] == [["text", "video"]]
+    script = load("predict", monkeypatch)
+    out = tmp_path / "predictions.csv"
+    call(monkeypatch, script, tmp_path / "run", "--data", mmsa, "--out", out)
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert {row["audio"] for row in rows} == {"0.0000"}

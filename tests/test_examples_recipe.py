@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -260,7 +261,7 @@ def test_the_figures_of_branches_and_confidence_are_what_they_say(monkeypatch):
     labels[4] = -100
     logits = {b: 2 * torch.randn(30, 3, generator=generator) for b in ("common", "face", "voice")}
     module, said = outputs(monkeypatch, labels, **logits)
-    found = module.measure(None, Classification(3), None)
+    found = module.measure(None, Classification(3), SimpleNamespace(dims={}))
 
     known = labels != -100
     true = labels[known].numpy()
@@ -306,7 +307,7 @@ def test_the_mean_of_branches_serves_scores(monkeypatch):
     labels = 2 * torch.rand(20, generator=generator) - 1
     logits = {b: torch.randn(20, 3, generator=generator) for b in ("common", "voice")}
     module, _ = outputs(monkeypatch, labels, **logits)
-    found = module.measure(None, task, None)
+    found = module.measure(None, task, SimpleNamespace(dims={}))
     scores = torch.stack([task.predict(x) for x in logits.values()]).mean(0)
     scores[-1] = task.predict(logits["common"])[-1]
     assert found.branches["mean"]["mae"] == pytest.approx((scores - labels).abs().mean().item())
@@ -346,7 +347,7 @@ def test_every_figure_is_in_the_run_folder(saved):
         for branch in BRANCHES:
             assert split["alone"][branch].keys() == metrics(saved)["test"].keys()
             assert split["confidence"][branch].keys() == {
-                "weight", "tcp", "error", "corr", "softmax_corr",
+                "weight", "tcp", "error", "corr", "softmax_corr", "reliability",
             }  # fmt: skip
         assert split["mean"].keys() == metrics(saved)["test"].keys()
     confidence = found["test"]["confidence"]

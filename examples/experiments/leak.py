@@ -3,10 +3,9 @@
     python examples/experiments/leak.py                   # synthetic data
     python examples/experiments/leak.py --data mosi.pkl   # with any option of train.py
 
-Trains without that modality, with it, and with it under modality dropout (seeds.py says how runs go
-on). Each model then predicts the test split twice: from all modalities, and from those that
-validation keeps: a modality is left out of the input as long as validation is better without one.
-Nothing of the test split is used to choose.
+Trains without that modality; with it; with it under modality dropout; and so that validation, after
+every epoch, leaves out what it is better off without (seeds.py says how runs go on). Nothing of the
+test split is used to choose.
 """
 
 import argparse
@@ -19,17 +18,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tdmer import TDMER
 from tdmer.data import MultimodalDataset, write_store
 
 sys.path.append(str(Path(__file__).parents[1]))
-from measure import collect
 from options import number
-from predict import load_run
-from run_folder import to_json, write
+from run_folder import from_json, to_json, write
 from seeds import train
 from splits import Samples, load_splits
-from task import Task, main_figure, metrics, standing
 
 LEAK, WIDTH = "leak", 8
 
@@ -51,23 +46,23 @@ def main() -> None:
     # The same data make the same file; runs on other data do not go on.
     shutil.rmtree(store, ignore_errors=True)
     write_store(store, {name: leaking(name, data) for name, data in clean.items()})
+    dropout = ["--modality-dropout", str(args.modality_dropout)]
     variants = {
         "without the leak": ["--modalities", *clean["train"].dims],
         "with it": [],
-        "with it, modality dropout": ["--modality-dropout", str(args.modality_dropout)],
+        "with it, dropout": dropout,
+        "with it, dropout, choice": [*dropout, "--choose-modalities"],
     }
     rows: list[dict[str, Any]] = []
     for name, own in variants.items():
         for seed in range(args.seeds):
             folder = args.out / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
             train(folder, store, [*options, *own, "--seed", str(seed)])
-            model, task, samples = load_run(folder)
-            splits = load_splits(store, **samples)
-            kept, test = keep(model, task, splits["valid"]), splits["test"]
-            found = {"all": read(model, task, test), "chosen": read(model, task, test.only(kept))}
-            rows.append({"variant": name, "seed": seed, "kept": kept, **found})
+            found = from_json(folder / "metrics.json")
+            kept = {"modalities": found["modalities"], "test": found["test"]}
+            rows.append({"variant": name, "seed": seed, **kept})
     write(args.out / "leak.json", to_json(rows))
-    show(rows, main_figure(task))
+    show(rows)
 
 
 def leaking(split: str, data: Samples) -> MultimodalDataset:
@@ -83,34 +78,15 @@ def leaking(split: str, data: Samples) -> MultimodalDataset:
     return MultimodalDataset(inputs | {LEAK: list(features[:, None])}, labels, data.ids)
 
 
-def keep(model: TDMER, task: Task, valid: Samples) -> list[str]:
-    """Return the modalities that are left when leaving out another no longer helps validation."""
-    kept = list(valid.dims)
-    while len(kept) > 1:
-        smaller = [[name for name in kept if name != out] for out in kept]
-        best = max(smaller, key=lambda names: standing(task, read(model, task, valid.only(names))))
-        now, then = (standing(task, read(model, task, valid.only(x))) for x in (kept, best))
-        if then <= now:
-            break
-        kept = best
-    return kept
-
-
-def read(model: TDMER, task: Task, data: Samples) -> dict[str, float]:
-    """Return the metrics of a data set."""
-    outputs = collect(model, data)
-    return metrics(task, outputs.logits, outputs.labels)
-
-
-def show(rows: list[dict[str, Any]], figure: str) -> None:
+def show(rows: list[dict[str, Any]]) -> None:
     """Print the figures of every run."""
-    names = [figure, "acc2_non0"] if figure == "mae" else [figure]
-    table = Table(title=f"Test split: {' / '.join(names)}")
-    for heading in ("variant", "seed", "all modalities", "those kept", "kept by validation"):
+    shown = [name for name in ("mae", "acc2_non0", "accuracy") if name in rows[0]["test"]]
+    table = Table(title="Test split")
+    for heading in ("variant", "seed", *shown, "modalities"):
         table.add_column(heading)
     for row in rows:
-        cells = [" / ".join(f"{row[which][n]:.3f}" for n in names) for which in ("all", "chosen")]
-        table.add_row(row["variant"], str(row["seed"]), *cells, " ".join(row["kept"]))
+        cells = [f"{row['test'][name]:.3f}" for name in shown]
+        table.add_row(row["variant"], str(row["seed"]), *cells, " ".join(row["modalities"]))
     Console(width=110).print(table)
 
 

@@ -61,6 +61,7 @@ class Run(NamedTuple):
     seed: int
     epoch: int
     step: int
+    modalities: list[str]
     train: dict[str, float]
     valid: dict[str, float]
     test: dict[str, float]
@@ -87,15 +88,15 @@ def main() -> None:
         train(folder, args.data, [*options, "--seed", str(seed)])
 
     loaded = [load_run(folder) for folder in folders]
-    _, task, samples = loaded[0]
-    data = load_splits(args.data, **samples)["test"]
+    task = loaded[0][1]
+    tests = [load_splits(args.data, **samples)["test"] for *_, samples in loaded]
     results = [from_json(folder / "metrics.json") for folder in folders]
     runs = [
         Run(seed=seed, missing=without_each(model, task, data), **result)
-        for seed, ((model, *_), result) in enumerate(zip(loaded, results, strict=True))
+        for seed, ((model, *_), data, result) in enumerate(zip(loaded, tests, results, strict=True))
     ]
     best = max(runs, key=lambda run: standing(task, run.valid))
-    bounds = intervals(task, collect(loaded[best.seed][0], data))
+    bounds = intervals(task, collect(loaded[best.seed][0], tests[best.seed]))
     summary = summarize(runs) | {"interval": {"seed": best.seed, "level": 0.95, "test": bounds}}
     write(out / "metrics.json", to_json(summary))
     write(out / "epochs.csv", epochs_csv(runs))
@@ -151,6 +152,7 @@ def summarize(runs: list[Run]) -> dict[str, Any]:
         "missing": {
             modality: over_seeds([run.missing[modality] for run in runs])
             for modality in runs[0].missing
+            if all(modality in run.missing for run in runs)
         },
         "valid": over_seeds([run.valid for run in runs]),
         "weights": over_seeds([run.weights for run in runs]),

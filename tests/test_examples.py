@@ -190,7 +190,7 @@ def test_the_test_split_is_read_once_with_the_best_epoch(monkeypatch, tmp_path, 
 
 def test_of_equal_epochs_the_first_is_kept(monkeypatch, tmp_path, mmsa):
     script = load("train", monkeypatch)
-    found = script.measure.__globals__["Measured"]([], dict.fromkeys(METRICS, 1.0), {}, {})
+    found = script.measure.__globals__["Measured"](["text"], dict.fromkeys(METRICS, 1.0), {}, {})
     monkeypatch.setattr(script, "measure", lambda *_: found)
     call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK)
     assert json.loads((tmp_path / "metrics.json").read_text())["epoch"] == 0

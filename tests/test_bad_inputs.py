@@ -242,8 +242,12 @@ CONTENT = [
     ),
     ("a data set of no sample", made(lambda: MultimodalDataset({"text": []}, []))),
     (
-        "a slice of a data set",
-        made(lambda: MultimodalDataset({"text": ONES}, [0.0, 1.0])[0:1]),
+        "several indices of a data set",
+        made(lambda: MultimodalDataset({"text": ONES}, [0.0, 1.0])[[0, 1]]),
+    ),
+    (
+        "a subset of no sample",
+        made(lambda: MultimodalDataset({"text": ONES}, [0.0, 1.0]).subset([])),
     ),
 ]
 TENSORS = [

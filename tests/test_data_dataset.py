@@ -7,10 +7,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from tdmer import TDMER, Sentiment, TDMERLoss
-from tdmer.data import Batch, MultimodalDataset, Sample, collate, describe
+from tdmer.data import (
+    Batch,
+    MultimodalDataset,
+    Sample,
+    collate,
+    describe,
+    open_store,
+    write_store,
+)
 
 LENGTHS = {"text": [3, 1, 5], "audio": [2, 0, 1]}
 WIDTHS = {"text": 4, "audio": 2}
@@ -64,16 +72,99 @@ def test_any_whole_number_is_an_index(index):
 
 
 @pytest.mark.parametrize(
-    "index", [slice(1, 3), [0, 1], (0, 1), "one", None, 1.0, torch.tensor([0, 1]), np.ones(3) > 0]
+    "index", [[0, 1], (0, 1), "one", None, 1.0, torch.tensor([0, 1]), np.ones(3) > 0]
 )
 @pytest.mark.usefixtures("unchecked")
 def test_other_indices_name_what_takes_them(index):
     with pytest.raises(
-        TypeError, match=r"index must be .*torch.utils.data.Subset takes several.*, got "
+        TypeError, match=r"index must be .* or a slice \(subset takes several\), got "
     ):
         dataset()[index]
-    chosen = Subset(dataset(), range(1, 3))
-    assert collate([chosen[0], chosen[1]]).ids == ["two", "three"]
+
+
+# Subsets
+
+
+@pytest.mark.parametrize("kind", ["memory", "store", "subset"])
+@pytest.mark.parametrize(
+    ("indices", "numbers"),
+    [
+        ([2, 0], [2, 0]),
+        (range(1, 3), [1, 2]),
+        ((-1, -1, 0), [2, 2, 0]),
+        (np.array([1], np.uint8), [1]),
+        (torch.tensor([0, -2]), [0, 1]),
+        (np.array([True, False, True]), [0, 2]),
+        ([False, True, False], [1]),
+        (slice(1, None), [1, 2]),
+        (slice(None, None, -2), [2, 0]),
+    ],
+)
+def test_a_subset_has_the_samples_of_its_indices(tmp_path, kind, indices, numbers):
+    data = whole = dataset()
+    if kind == "store":
+        write_store(tmp_path / "store", {"all": whole})
+        data = open_store(tmp_path / "store")["all"]
+    elif kind == "subset":
+        data = whole.subset([1, 0, 2]).subset([1, 0, 2])
+    part = data[indices] if isinstance(indices, slice) else data.subset(indices)
+    assert part.dims == whole.dims
+    assert part.ids == [whole.ids[n] for n in numbers]
+    assert part.labels.tolist() == whole.labels[numbers].tolist()
+    for sample, number in zip(part, numbers, strict=True):
+        torch.testing.assert_close(sample[:2], whole[number][:2])
+        assert {name: len(x) for name, x in sample.inputs.items()} == {
+            name: steps[number] for name, steps in LENGTHS.items()
+        }
+    for name, steps in part.lengths.items():
+        assert steps.tolist() == [LENGTHS[name][n] for n in numbers]
+    write_store(tmp_path / "part", {"part": part})
+    stored = open_store(tmp_path / "part")["part"]
+    assert describe({"part": stored}) == describe({"part": part})
+    torch.testing.assert_close(collate(list(stored))[:3], collate(list(part))[:3])
+
+
+def test_a_subset_holds_no_copy():
+    whole = dataset()
+    part = whole.subset([2])
+    assert part[0].inputs["text"].data_ptr() == whole[2].inputs["text"].data_ptr()
+    part.labels[0] = 7.0
+    assert whole.labels.tolist() == [0.5, -1.0, 3.0]
+
+
+def test_a_subset_tells_no_overflow_that_it_does_not_know():
+    x = np.array([[[1e39, 1.0]], [[np.inf, 2.0]]])
+    whole = MultimodalDataset({"a": x, "b": np.ones((2, 1, 1))}, [0.0, 1.0])
+    assert whole.overflows == {"a": 1, "b": 0}
+    part = whole[1:]
+    assert part.overflows == {"b": 0}
+    assert describe({"part": part}).splitlines()[1].endswith("(min/median/max), 1 infinite")
+
+
+@pytest.mark.parametrize(
+    ("indices", "error", "message"),
+    [
+        ([], ValueError, r"one or more whole numbers, or 3 bools, got float64 of shape \(0,\)"),
+        (slice(3, 3), ValueError, "indices must be one or more whole numbers, or 3 bools, got"),
+        ([0.0, 1.0], ValueError, "indices must be one or more whole .* got float64"),
+        ([True, False], ValueError, r"or 3 bools, got bool of shape \(2,\)"),
+        ([[0, 1]], ValueError, r"got int64 of shape \(1, 2\)"),
+        (1, ValueError, r"got int64 of shape \(\)"),
+        ("one", ValueError, "got <U3"),
+        ([0, 3], IndexError, r"indices must be in \[-3, 3\), got 3"),
+        ([-4], IndexError, r"indices must be in \[-3, 3\), got -4"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_indices_of_a_subset(indices, error, message):
+    with pytest.raises(error, match=message):
+        dataset()[indices] if isinstance(indices, slice) else dataset().subset(indices)
+
+
+def test_a_data_set_shows_what_it_holds():
+    shown = "MultimodalDataset({} samples, dims={{'text': 4, 'audio': 2}}, labels=float32 of shape"
+    assert repr(dataset()) == shown.format(3) + " (3,))"
+    assert repr(dataset()[:2]) == shown.format(2) + " (2,))"
 
 
 def test_ids_are_running_numbers_by_default():

@@ -1,16 +1,18 @@
 """A ragged multimodal data set, and the one place where columns are checked."""
 
+import copy
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 
@@ -35,6 +37,18 @@ class _Packed:
     def __getitem__(self, index: int) -> Tensor:
         start, stop = self.offsets[index : index + 2].tolist()
         return self.values[start:stop]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The sequences of some samples of another data set, which stay where they are."""
+
+    steps: Any
+    numbers: Int[Tensor, " n"]
+
+    def __getitem__(self, index: int) -> Tensor:
+        found: Tensor = self.steps[int(self.numbers[index])]
+        return found
 
 
 class MultimodalDataset(Dataset[Sample]):
@@ -62,7 +76,8 @@ class MultimodalDataset(Dataset[Sample]):
         dims: modality name → feature width.
         labels: all labels, ``(n,)`` or ``(n, k)``.
         ids: all names.
-        overflows: modality name → number of finite entries that became ±inf in float32.
+        overflows: modality name → number of finite entries that became ±inf in float32; without
+            those of a subset whose data set has such entries, where it is not known.
 
     Raises:
         TypeError: an array that hides its values, such as a masked one.
@@ -80,6 +95,8 @@ class MultimodalDataset(Dataset[Sample]):
         tensor([2, 0])
         >>> data[1].label, data[1].id
         (tensor(-1.), '1')
+        >>> data[1:]
+        MultimodalDataset(1 samples, dims={'text': 4, 'audio': 5}, labels=float32 of shape (1,))
     """
 
     labels: Shaped[Tensor, "n ..."]
@@ -145,18 +162,69 @@ class MultimodalDataset(Dataset[Sample]):
         """Return the number of samples."""
         return len(self.ids)
 
-    def __getitem__(self, index: SupportsIndex) -> Sample:
-        """Return one sample; negative indices count from the end."""
+    def __repr__(self) -> str:
+        labels = kind(self.labels.numpy())
+        return f"{type(self).__name__}({len(self)} samples, dims={self.dims}, labels={labels})"
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> "MultimodalDataset": ...
+    def __getitem__(self, index: SupportsIndex | slice) -> "Sample | MultimodalDataset":
+        """Return one sample, or of a slice the subset; negative indices count from the end."""
+        if isinstance(index, slice):
+            return self.subset(range(len(self))[index])
         try:
             number = operator.index(index)
         except TypeError:
-            rule = "a whole number (torch.utils.data.Subset takes several)"
+            rule = "a whole number or a slice (subset takes several)"
             raise TypeError(f"index must be {rule}, got {index!r:.100}") from None
         if not -len(self) <= number < len(self):
             raise IndexError(f"index must be in [-{len(self)}, {len(self)}), got {number}")
         number %= len(self)
         inputs = {name: steps[number] for name, steps in self._steps.items()}
         return Sample(inputs, self.labels[number], self.ids[number])
+
+    def subset(self, indices: Sequence[int] | NDArray[Any] | Tensor) -> "MultimodalDataset":
+        """Return a data set of some of the samples, whose steps stay where they are.
+
+        Args:
+            indices: the samples, in any order and as often as wished, negative ones from the end;
+                or one True or False for each sample.
+
+        Returns:
+            The subset; of a data set in a file, it reads from that file.
+
+        Raises:
+            IndexError: a number beyond the samples.
+            ValueError: no sample, or indices that are no whole numbers.
+
+        Example:
+            >>> data = MultimodalDataset({"audio": torch.ones(3, 2, 4)}, labels=[1, 0, 2])
+            >>> data.subset([2, 0]).ids, data.subset(data.labels > 0).ids
+            (['2', '0'], ['0', '2'])
+        """
+        chosen = as_array("indices", indices)
+        if chosen.dtype == bool and chosen.shape == (len(self),):
+            chosen = chosen.nonzero()[0]
+        if chosen.dtype.kind not in "iu" or chosen.ndim != 1 or not chosen.size:
+            rule = f"one or more whole numbers, or {len(self)} bools"
+            raise ValueError(f"indices must be {rule}, got {kind(chosen)}")
+        numbers = torch.from_numpy(chosen.astype(np.int64))
+        wrong = numbers[(numbers < -len(self)) | (numbers >= len(self))]
+        if len(wrong):
+            raise IndexError(f"indices must be in [-{len(self)}, {len(self)}), got {wrong[0]}")
+        numbers %= len(self)
+        data = copy.copy(self)
+        data.labels = self.labels[numbers]
+        data.ids = [self.ids[number] for number in numbers.tolist()]
+        data.overflows = {name: count for name, count in self.overflows.items() if not count}
+        data._offsets = {
+            name: F.pad(lengths[numbers].cumsum(0), (1, 0))
+            for name, lengths in self.lengths.items()
+        }
+        data._steps = {name: _Part(steps, numbers) for name, steps in self._steps.items()}
+        return data
 
 
 def check_present(data: MultimodalDataset) -> None:

@@ -113,7 +113,7 @@ def _describe_steps(data: MultimodalDataset) -> tuple[list[str], dict[bytes, set
             "missing in {}": int((steps == 0).sum()),
             "{} NaN": counts[name]["nan"],
             "{} infinite": counts[name]["infinite"],
-            "{} of them beyond float32": data.overflows[name],
+            "{} of them beyond float32": data.overflows.get(name, 0),
             "{} features always 0": int(zero[name].sum()),
         }
         lines.append(

@@ -206,7 +206,8 @@ def _write_split(path: Path, data: MultimodalDataset) -> tuple[int, int]:
     shapes = {name: (x.dtype.str, x.shape) for name, x in parts.items()}
     for name, width in data.dims.items():
         shapes[f"{name}/steps"] = "<f4", (int(data._offsets[name][-1]), width)
-    header: dict[str, Any] = {"__metadata__": {"overflows": json.dumps(data.overflows)}}
+    overflows = {name: data.overflows.get(name, 0) for name in data.dims}
+    header: dict[str, Any] = {"__metadata__": {"overflows": json.dumps(overflows)}}
     place = 0
     for name, (dtype, shape) in shapes.items():
         end = place + math.prod(shape) * np.dtype(dtype).itemsize

@@ -192,6 +192,7 @@ CONTENT = [
     ("a fractional length", mmsa(audio_lengths=[5.0, 2.5])),
     ("a length that cuts values off", mmsa(audio_lengths=[5, 2])),
     ("fewer lengths than samples", mmsa(audio_lengths=[5])),
+    ("lengths of one split only", mmsa(audio_lengths=[5, 5])),
     ("a mask with a hole", mmsa(text_bert=HOLE)),
     ("tokens of another shape", mmsa(text_bert=np.ones((2, 4)))),
     (
@@ -391,6 +392,7 @@ OPTIONS = [
         "a rank that does not exist",
         made(lambda: LengthBucketSampler([1, 2], 1, num_replicas=2, rank=2)),
     ),
+    ("unknown pads", made(lambda: from_arrays({"text": ONES}, [0.0, 1.0], pads="end"))),
     ("an unknown text", pickled(load_mmsa, {"train": split()}, text="words")),
     (
         "a label range the wrong way round",

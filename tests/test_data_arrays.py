@@ -353,9 +353,26 @@ BAD_ARRAYS = [
         r"inputs\['text'\] must be numbers of .*got int64 of shape \(3,\)",
     ),
     (
-        "rank 2",
-        change(padded, text=np.ones((3, 4))),
-        r"inputs\['text'\] must be numbers of .*got float64 of shape \(3, 4\)",
+        "rank 4",
+        change(padded, text=np.ones((3, 4, 1, 1))),
+        r"inputs\['text'\] must be numbers of shape \(n, f\) or \(n, t, f\), f at least 1, got "
+        r"float64 of shape \(3, 4, 1, 1\)",
+    ),
+    ("vectors without features", change(padded, text=np.ones((3, 0))), r"of shape \(3, 0\)"),
+    (
+        "a mask of steps for vectors",
+        change(padded, text=np.ones((3, 4))) | {"masks": {"text": np.ones((3, 4))}},
+        r"masks\['text'\] must be 0 and 1 of shape \(3, 1\), got float64 of shape \(3, 4\)",
+    ),
+    (
+        "a mask of samples for steps",
+        {"masks": {"text": np.ones(3)}},
+        r"got float64 of shape \(3,\)",
+    ),
+    (
+        "unknown pads",
+        {"pads": "end"},
+        r"pads must be one of \['detect', 'left', 'right', 'both', 'none'\], got 'end'",
     ),
     (
         "text",
@@ -572,6 +589,40 @@ def test_a_sample_of_zeros_lacks_the_modality_unless_its_length_or_mask_is_given
     assert given.lengths["text"].tolist() == [steps, steps]
     given = from_arrays(inputs, labels, masks={"text": np.ones((2, steps))})
     assert given.lengths["text"].tolist() == [steps, steps]
+    assert from_arrays(inputs, labels, pads="none").lengths["text"].tolist() == [steps, steps]
+
+
+def test_pads_may_be_on_either_side():
+    x = np.zeros((4, 3, 1))
+    x[0, :2] = x[1, 1:] = x[2] = x[3, :1] = 1.0
+    with pytest.raises(ValueError, match="1 samples begin and 2 end with zeros; pass lengths"):
+        from_arrays({"text": x}, np.zeros(4))
+    for pads, expected in (("both", [2, 2, 3, 1]), ("right", [2, 3, 3, 1]), ("left", [3, 2, 3, 3])):
+        data = from_arrays({"text": x}, np.zeros(4), pads=pads)
+        assert data.lengths["text"].tolist() == expected
+    masks = {"text": x[..., 0]}
+    data = from_arrays({"text": x}, np.zeros(4), masks=masks, pads="none")
+    assert data.lengths["text"].tolist() == [2, 2, 3, 1]
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, np.ndarray.tolist])
+def test_vectors_are_sequences_of_one_step(kind):
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    x[2] = 0
+    audio, labels = np.ones((4, 2)), np.zeros(4)
+    for options in (
+        {},
+        {"pads": "none"},
+        {"lengths": {"text": [1, 1, 0, 1]}},
+    ):
+        given = from_arrays({"text": kind(x), "audio": kind(audio)}, labels, **options)
+        expected = from_arrays({"text": x[:, None], "audio": audio[:, None]}, labels, **options)
+        for one, two in zip(given, expected, strict=True):
+            torch.testing.assert_close(one.inputs, two.inputs)
+    for mask in (np.array([1, 0, 1, 1]), np.array([[True], [False], [True], [True]])):
+        data = from_arrays({"text": x, "audio": audio}, labels, masks={"text": kind(mask)})
+        assert data.lengths["text"].tolist() == [1, 0, 1, 1]
+        assert data.lengths["audio"].tolist() == [1] * 4
 
 
 @pytest.mark.parametrize("name", ["lengths", "masks"])

@@ -161,6 +161,49 @@ def test_pads_on_the_left(tmp_path):
     np.testing.assert_array_equal(data[1].inputs["audio"], make_split()["audio"][1, :1])
 
 
+def test_samples_padded_on_either_side(tmp_path):
+    split = make_split()
+    for name in ("text", "audio", "vision"):
+        split[name][0] = split[name][0, ::-1].copy()
+    split["text_bert"][0] = split["text_bert"][0, :, ::-1].copy()
+    given = load_changed(tmp_path, **split)
+    told = {"text_bert": None, "audio_lengths": None, "vision_lengths": None}
+    found = load_changed(tmp_path, {"pads": "both"}, **split | told)
+    for data in (given, found):
+        assert [lengths(data, name) for name in data.dims] == [TEXT, AUDIO, VISION]
+    for one, other in zip(given, found, strict=True):
+        torch.testing.assert_close(one.inputs, other.inputs)
+
+
+def test_zeros_may_be_data(tmp_path):
+    split = make_split()
+    untold = {"audio_lengths": None, "vision": padded((2, 3, 1), 4, 3), "vision_lengths": None}
+    split |= untold
+    # The mask is told; that the arrays are aligned would be a guess.
+    data = load_changed(tmp_path, {"pads": "none"}, **split)
+    assert lengths(data, "text") == TEXT
+    assert lengths(data, "audio") == (3, 3, 3)
+    assert lengths(data, "video") == (4, 4, 4)
+
+
+def test_one_rule_for_all_splits(tmp_path):
+    content = make_file()
+    for split in content.values():
+        del split["audio_lengths"], split["vision_lengths"]
+        # The second has zeros at its last word, which it keeps where it is aligned.
+        split["vision"] = padded((2, 3, 1), 4, 3)
+        split["audio"] = padded((2, 1, 1), 3, 2)[:, ::-1].copy()
+    # By itself this split would have its pads on the right.
+    content["test"]["audio"] = padded((2, 3, 3), 3, 2)
+    for split, data in load(tmp_path, content).items():
+        assert lengths(data, "audio") == ((3, 3, 3) if split == "test" else (2, 1, 1))
+        assert lengths(data, "video") == (2, 4, 1)
+        assert list(data.dims) == ["text", "audio", "video"]
+    content["valid"]["vision"][0, 2] = 1.0  # beyond its words: no split is aligned
+    for split, data in load(tmp_path, content).items():
+        assert lengths(data, "video") == ((3, 3, 1) if split == "valid" else (2, 3, 1))
+
+
 def test_where_neither_side_wins_pads_are_on_the_right(tmp_path):
     vision = make_split()["vision"]
     vision[1, 0] = 0
@@ -351,6 +394,18 @@ BAD = [
         take("text", "audio", "vision"),
         {},
         r"pkl\['valid'\]: inputs must hold at least one modality, got none",
+    ),
+    (
+        "lengths of one split",
+        take("audio_lengths"),
+        {},
+        r"pkl must have 'audio_lengths' in all splits or in none, got it in \['train'\] of \['tr",
+    ),
+    (
+        "tokens of one split",
+        take("text_bert"),
+        {},
+        r"pkl must have 'text_bert' in all splits or in none, got it in \['train'\] of \['train",
     ),
     ("no ids", take("id"), {}, "must have the key 'id', got .'annotations', "),
     ("no labels", take("regression_labels"), {}, "must have the key 'regression_labels', got .'an"),

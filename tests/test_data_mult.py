@@ -79,6 +79,18 @@ def test_where_neither_side_wins_pads_are_on_the_left(tmp_path):
     assert load_changed(tmp_path, text=text).lengths["text"].tolist() == [2, 3, 2]
 
 
+def test_the_side_is_that_of_all_splits_or_given(tmp_path):
+    content = {"train": make_split(), "valid": make_split()}
+    content["valid"]["audio"] = content["valid"]["audio"][:, ::-1].copy()
+    lengths = {split: data.lengths["audio"] for split, data in load(tmp_path, content).items()}
+    assert lengths["train"].tolist() == [3, 1, 4]
+    assert lengths["valid"].tolist() == [4, 4, 4]
+    both = load(tmp_path, content, pads="both")
+    assert both["valid"].lengths["audio"].tolist() == [3, 1, 4]
+    with pytest.raises(ValueError, match=r"pads must be one of .* got 'end'"):
+        load(tmp_path, content, pads="end")
+
+
 def test_any_modality_will_do(tmp_path):
     assert load_changed(tmp_path, text=None, vision=None).dims == {"audio": 2}
 

@@ -22,7 +22,7 @@ def steps(*rows):
 
 
 def detect(x, usual=None):
-    spans = spans_from_zeros("x", x, usual)
+    (spans,) = spans_from_zeros("x", [x], usual=usual)
     return [tuple(span) for span in zip(*map(np.ndarray.tolist, spans), strict=True)]
 
 
@@ -60,7 +60,7 @@ def ragged(draw):
 def test_sequences_come_back_from_either_side(sequences, side, more, known):
     longest = max(1, *map(len, sequences)) + more if len(sequences) > 1 else 5 + more
     x = pad(sequences, side, longest)
-    spans = spans_from_zeros("x", x, "left" if known else None)
+    (spans,) = spans_from_zeros("x", [x], usual="left" if known else None)
     for found, sequence in zip(cut(x, spans), sequences, strict=True):
         assert found.dtype == sequence.dtype
         np.testing.assert_array_equal(found, sequence)
@@ -92,7 +92,7 @@ def test_a_tie_takes_the_usual_side_and_is_else_an_error():
     assert detect(x, "right") == [(0, 2), (0, 3)]
     assert detect(x, "left") == [(1, 3), (1, 3)]
     message = (
-        r"x must have its pads, .*: 2 samples begin and 1 end with zeros; pass lengths or masks"
+        r"x must have its pads, .*: 2 samples begin and 1 end with zeros; pass lengths, masks "
     )
     with pytest.raises(ValueError, match=message):
         detect(x)
@@ -100,6 +100,42 @@ def test_a_tie_takes_the_usual_side_and_is_else_an_error():
     x = steps([0, 1, 0], [0, 2, 2], [0, 0, 1])
     assert detect(x, "right") == detect(x) == [(1, 3), (1, 3), (2, 3)]
     assert detect(x[:, ::-1], "left") == [(0, 2), (0, 2), (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("pads", "expected"),
+    [
+        ("left", [(1, 4), (0, 4), (4, 4)]),
+        ("right", [(0, 4), (0, 2), (0, 0)]),
+        ("both", [(1, 4), (0, 2), (0, 0)]),
+        ("none", [(0, 4), (0, 4), (0, 4)]),
+    ],
+)
+def test_the_side_may_be_given(pads, expected):
+    x = steps([0, 1, 0, 2], [3, 1, 0, 0], [0, 0, 0, 0])
+    (spans,) = spans_from_zeros("x", [x], pads)
+    assert [tuple(span) for span in np.stack(spans, 1).tolist()] == expected
+
+
+@given(ragged(), st.lists(st.sampled_from(["left", "right"]), min_size=5, max_size=5))
+@thorough
+def test_samples_padded_on_either_side_come_back(sequences, sides):
+    longest = max(1, *map(len, sequences)) if len(sequences) > 1 else 5
+    rows = zip(sequences, sides, strict=False)
+    x = np.concatenate([pad([sequence], side, longest) for sequence, side in rows])
+    (spans,) = spans_from_zeros("x", [x], "both")
+    for found, sequence in zip(cut(x, spans), sequences, strict=True):
+        np.testing.assert_array_equal(found, sequence)
+
+
+def test_arrays_of_one_modality_are_decided_together():
+    # By itself the second would have its pads on the right, and the third be in doubt.
+    arrays = [steps([0, 1, 2], [0, 3, 1], [0, 0, 2]), steps([1, 0]), steps([0, 1], [1, 0])]
+    spans = spans_from_zeros("x", [arrays[0], arrays[0], *arrays[1:]])
+    assert [(s.start.tolist(), s.stop.tolist()) for s in spans[2:]] == [
+        ([0], [2]),
+        ([1, 0], [2, 2]),
+    ]
 
 
 def test_one_small_feature_makes_a_step_real():
@@ -113,7 +149,7 @@ def test_samples_are_views_and_the_pass_needs_little_memory():
     x = np.zeros((200, 500, 74), np.float32)
     x[:, :300] = 1
     tracemalloc.start()
-    parts = cut(x, spans_from_zeros("x", x))
+    parts = cut(x, *spans_from_zeros("x", [x]))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert all(np.shares_memory(part, x) for part in parts)
@@ -134,6 +170,20 @@ def test_lengths_find_their_side():
     for lengths in ([0, 2, 3], [0, 0, 0]):
         spans = spans_from_lengths("x", lengths, np.zeros((3, 3, 1)))
         assert (spans.stop - spans.start).tolist() == lengths
+
+
+def test_lengths_find_the_side_of_every_sample():
+    x = steps([0, 0, 1, 2], [1, 2, 0, 0], [0, 0, 1, 3], [0, 0, 1, 0], [0, 1, 0, 0])
+    spans = spans_from_lengths("x", [2, 2, 2, 2, 4], x)
+    # The fourth ends with a true zero.
+    assert [part.ravel().tolist() for part in cut(x, spans)] == [
+        [1, 2], [1, 2], [1, 3], [1, 0], [0, 1, 0, 0]
+    ]  # fmt: skip
+    # Both would do for the last: its side is that of most.
+    for most, expected in (([0, 0, 1, 2], [1, 1, 0]), ([1, 2, 0, 0], [0, 1, 1])):
+        x = steps(most, most, [0, 1, 1, 0])
+        parts = cut(x, spans_from_lengths("x", [2, 2, 3], x))
+        assert [part.ravel().tolist() for part in parts] == [[1, 2], [1, 2], expected]
 
 
 def test_lengths_of_few_bits_reach_over_long_arrays():

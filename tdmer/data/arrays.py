@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tdmer._checks import check_names
+from tdmer._checks import check_choice, check_names
 from tdmer.data.dataset import MultimodalDataset, as_array, as_features, check_present
 from tdmer.data.readers import _pads
 
@@ -20,23 +20,32 @@ def from_arrays(
     ids: Iterable[Any] | None = None,
     lengths: Mapping[str, Any] | None = None,
     masks: Mapping[str, Any] | None = None,
+    pads: str = "detect",
 ) -> MultimodalDataset:
-    """Make a data set of padded arrays, without their pads.
+    """Make a data set of padded arrays, without their pads, or of one vector per sample.
 
     For every modality its real steps are those of its mask; else its length says how many there
-    are, on the side where nothing but zeros lies outside; else steps of zeros at one end are pads.
-    The end is found from the whole array: that at which more than twice as many samples have zeros
-    as at the other, so that zeros within a sequence, or at its other end, are kept. A sample of
-    zeros only, be it one single step, lacks the modality: give its length or mask where such zeros
-    are data. NaN and ±inf are values, not pads.
+    are, on that side of the sample where nothing but zeros lies outside; else steps of zeros at one
+    end are pads. The end is found from the whole array: that at which more than twice as many
+    samples have zeros as at the other, so that zeros within a sequence, or at its other end, are
+    kept. A sample of zeros only, be it one single step or vector, lacks the modality: where such
+    zeros are data, say so by ``pads="none"``, its length or its mask. NaN and ±inf are values, not
+    pads.
 
     Args:
-        inputs: modality name → ``(n, t, f)`` array or tensor of numbers.
+        inputs: modality name → ``(n, t, f)`` array or tensor of numbers, or ``(n, f)``, which is
+            one step per sample.
         labels: ``(n,)`` or ``(n, k)`` numbers, of any kind of column; None and NaN: missing.
         ids: one name per sample, str, bytes or int; running numbers by default.
         lengths: modality name → ``(n,)`` whole numbers. Any modalities may be left out.
-        masks: modality name → ``(n, t)``, True or 1 where a step is real, without holes. What lies
-            outside is dropped whatever it holds. Any modalities may be left out.
+        masks: modality name → ``(n, t)``, True or 1 where a step is real, without holes, and
+            ``(n,)`` or ``(n, 1)`` of vectors. What lies outside is dropped whatever it holds. Any
+            modalities may be left out.
+        pads: where steps of zeros are pads, of modalities without mask and lengths: ``"detect"``
+            decides between ``"left"`` and ``"right"`` for the whole array; ``"both"`` takes them
+            off either end of every sample, for arrays padded now on this side, now on that;
+            ``"none"``: zeros are data. Give it where splits in arrays of their own are to be read
+            by one rule.
 
     Returns:
         The data set.
@@ -53,21 +62,31 @@ def from_arrays(
         tensor([1, 2])
         >>> from_arrays({"text": x}, [0.6, -1.0], lengths={"text": [2, 3]}).lengths["text"]
         tensor([2, 3])
+        >>> vectors = {"text": np.eye(3, 4), "audio": np.array([[0.5], [0.0], [2.0]])}
+        >>> from_arrays(vectors, [1, 0, 2]).lengths["audio"]
+        tensor([1, 0, 1])
+        >>> from_arrays(vectors, [1, 0, 2], pads="none").lengths["audio"]
+        tensor([1, 1, 1])
     """
     lengths, masks = {} if lengths is None else lengths, {} if masks is None else masks
     _check_names(inputs=inputs, lengths=lengths, masks=masks)
+    check_choice("pads", pads, _pads.PADS)
     sequences = {}
     for modality, value in inputs.items():
         name = f"inputs[{modality!r}]"
-        x = as_features(name, value, "(n, t, f)")
+        x = as_features(name, value, "(n, f)", "(n, t, f)")
+        vectors = x.ndim == 2
+        x = x[:, None] if vectors else x
         if modality in lengths and modality in masks:
             raise ValueError(f"{name} must have lengths or a mask, got both")
         if modality in masks:
-            spans = _pads.spans_from_mask(f"masks[{modality!r}]", masks[modality], x)
+            mask = as_array(f"masks[{modality!r}]", masks[modality])
+            mask = mask[:, None] if vectors and mask.ndim == 1 else mask
+            spans = _pads.spans_from_mask(f"masks[{modality!r}]", mask, x)
         elif modality in lengths:
             spans = _pads.spans_from_lengths(f"lengths[{modality!r}]", lengths[modality], x)
         else:
-            spans = _pads.spans_from_zeros(name, x)
+            (spans,) = _pads.spans_from_zeros(name, [x], pads)
         sequences[modality] = _pads.cut(x, spans)
     return _dataset(sequences, labels, ids)
 

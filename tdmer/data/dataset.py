@@ -261,11 +261,13 @@ def as_array(name: str, x: Any) -> NDArray[Any]:
         raise ValueError(f"{name} must have entries of one length, got {kind(x)}") from None
 
 
-def as_features(name: str, values: Any, shape: str = "(t, f)") -> NDArray[Any]:
-    """Return numbers as an array of these axes, of which only the first may be empty."""
+def as_features(name: str, values: Any, *shapes: str) -> NDArray[Any]:
+    """Return numbers as an array of one of these shapes, where only the first axis may be empty."""
     x = as_array(name, values)
-    if x.dtype.kind not in "fiu" or x.ndim != shape.count(",") + 1 or 0 in x.shape[1:]:
-        raise ValueError(f"{name} must be numbers of shape {shape}, f at least 1, got {kind(x)}")
+    axes = [shape.count(",") + 1 for shape in shapes]
+    if x.dtype.kind not in "fiu" or x.ndim not in axes or 0 in x.shape[1:]:
+        rule = " or ".join(shapes)
+        raise ValueError(f"{name} must be numbers of shape {rule}, f at least 1, got {kind(x)}")
     return x
 
 
@@ -312,7 +314,7 @@ def _sequences(name: str, column: list[Any], ids: Sequence[str]) -> list[NDArray
     arrays: list[NDArray[Any]] = []
     for number, values in enumerate(column):
         place = f"{name}, {sample_name(number, ids)},"
-        arrays.append(as_features(place, values))
+        arrays.append(as_features(place, values, "(t, f)"))
         width, first = arrays[-1].shape[1], arrays[0].shape[1]
         if width != first:
             raise ValueError(f"{place} must have {first} features, as the first has, got {width}")

@@ -27,7 +27,7 @@ class Columns(NamedTuple):
     """
 
     name: str
-    inputs: Mapping[str, Sequence[Any]]
+    inputs: dict[str, Sequence[Any]]
     labels: Any
     ids: Iterable[Any]
 
@@ -96,6 +96,15 @@ def read_splits(name: str, content: Any, *keys: str) -> dict[str, Mapping[str, A
             got = sorted(map(str, value))
             raise ValueError(f"{name}[{split!r}] must have the key {lacking[0]!r}, got {got}")
     return {split: content[split] for split in _SPLITS if split in content}
+
+
+def check_alike(name: str, splits: Mapping[str, Mapping[str, Any]], *keys: str) -> None:
+    """Raise where a key is in some splits only: they would be read by different rules."""
+    for key in keys:
+        having = [split for split, content in splits.items() if key in content]
+        if having and len(having) < len(splits):
+            rule = f"have {key!r} in all splits or in none"
+            raise ValueError(f"{name} must {rule}, got it in {having} of {list(splits)}")
 
 
 def find_modalities(split: Mapping[str, Any], text: str = "text") -> dict[str, str]:

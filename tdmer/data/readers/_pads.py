@@ -4,6 +4,7 @@ One pass over an array finds the first and the last step of every sample that is
 a file or caller says about lengths is then checked against that, or derived from it.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from jaxtyping import Int, Shaped
 from numpy.typing import NDArray
 
 from tdmer.data.dataset import as_array, kind
+
+PADS = ("detect", "left", "right", "both", "none")
 
 # A side holds the pads once it has more than this many times the samples of the other side.
 _CLEAR = 2
@@ -42,17 +45,23 @@ def find_extent(x: Shaped[np.ndarray, "n t f"]) -> Spans:
 
 
 def spans_from_zeros(
-    name: str, x: Shaped[np.ndarray, "n t f"], usual: Literal["left", "right"] | None = None
-) -> Spans:
-    """Detect the side of the pads, and return what is not padded.
+    name: str,
+    arrays: Sequence[Shaped[np.ndarray, "_ _ f"]],
+    pads: str = "detect",
+    usual: Literal["left", "right"] | None = None,
+) -> list[Spans]:
+    """Return what is not padded of arrays of one modality, such as one for each split.
 
-    Zeros at one end of the time axis are pads. The side is decided for the whole array: that at
-    which more than twice as many samples have zeros as at the other, so that true zeros at the
-    other end of some samples are kept. Samples of zeros only have no vote and no step.
+    Zeros at an end of the time axis are pads: at the ``"left"``, the ``"right"``, ``"both"`` ends
+    or, where zeros are data, ``"none"``. ``"detect"``: at one side, which is decided for all
+    arrays together: that at which more than twice as many samples have zeros as at the other, so
+    that true zeros at the other end of some samples are kept. Samples of zeros only have no vote
+    and, unless zeros are data, no step.
 
     Args:
-        name: the array in messages.
-        x: the array.
+        name: the arrays in messages.
+        arrays: the arrays.
+        pads: where pads are, one of :data:`PADS`.
         usual: the side where neither wins, as the format says; None: that is an error.
 
     Raises:
@@ -60,27 +69,47 @@ def spans_from_zeros(
 
     Example:
         >>> x = np.array([[[0.0], [1.0], [0.0]], [[1.0], [0.0], [0.0]], [[3.0], [2.0], [0.0]]])
-        >>> spans_from_zeros("x", x)
-        Spans(start=array([0, 0, 0]), stop=array([2, 1, 2]))
+        >>> spans_from_zeros("x", [x])
+        [Spans(start=array([0, 0, 0]), stop=array([2, 1, 2]))]
+        >>> spans_from_zeros("x", [x], "both")
+        [Spans(start=array([1, 0, 0]), stop=array([2, 1, 2]))]
     """
-    (start, stop), steps = find_extent(x), x.shape[1]
-    left = int(((start < stop) & (start > 0)).sum())
-    right = int(((start < stop) & (stop < steps)).sum())
-    side: str | None = usual
+    extents = [find_extent(x) for x in arrays]
+    if pads == "detect":
+        pads = _find_side(name, arrays, extents, usual)
+    found = []
+    for x, (start, stop) in zip(arrays, extents, strict=True):
+        first = start if pads in ("left", "both") else np.zeros_like(start)
+        last = stop if pads in ("right", "both") else np.full_like(stop, x.shape[1])
+        # Of zeros only, a sample begins behind its end.
+        found.append(Spans(np.minimum(first, last), last))
+    return found
+
+
+def _find_side(
+    name: str,
+    arrays: Sequence[Shaped[np.ndarray, "_ _ f"]],
+    extents: Sequence[Spans],
+    usual: Literal["left", "right"] | None,
+) -> str:
+    left = right = 0
+    for x, (start, stop) in zip(arrays, extents, strict=True):
+        left += int(((start < stop) & (start > 0)).sum())
+        right += int(((start < stop) & (stop < x.shape[1])).sum())
     if max(left, right) > _CLEAR * min(left, right) or left == right == 0:
-        side = "left" if left > right else "right"
-    if side is None:
+        return "left" if left > right else "right"
+    if usual is None:
         raise ValueError(
             f"{name} must have its pads, steps of zeros, on one side: {left} samples begin and "
-            f"{right} end with zeros; pass lengths or masks"
+            f"{right} end with zeros; pass lengths, masks or pads"
         )
-    if side == "right":
-        return Spans(np.zeros_like(stop), stop)
-    return Spans(start, np.full_like(stop, steps))
+    return usual
 
 
 def spans_from_lengths(name: str, values: Any, x: Shaped[np.ndarray, "n t f"]) -> Spans:
-    """Return the spans of declared lengths, on the side where nothing but zeros lies outside.
+    """Return the spans of declared lengths, on that side where nothing but zeros lies outside.
+
+    Each sample has its own side; where both would do, it is that which does for more samples.
 
     Raises:
         ValueError: a length is no whole number in [0, t], or values would be cut off on either
@@ -100,16 +129,17 @@ def spans_from_lengths(name: str, values: Any, x: Shaped[np.ndarray, "n t f"]) -
         raise ValueError(f"{name}[{number}] must be in [0, {steps}], got {lengths[number]}")
     lengths = lengths.astype(np.int64)
     start, stop = find_extent(x)
-    beyond_right, beyond_left = stop > lengths, start < steps - lengths
-    if not beyond_right.any():
-        return Spans(np.zeros_like(lengths), lengths)
-    if not beyond_left.any():
-        return Spans(steps - lengths, np.full_like(lengths, steps))
-    number = int(min(beyond_right, beyond_left, key=np.count_nonzero).argmax())
-    raise ValueError(
-        f"{name}[{number}] must not cut values off, got {lengths[number]}, and values from step "
-        f"{start[number]} to {stop[number] - 1}; correct it, or pass masks to from_arrays"
-    )
+    right, left = stop <= lengths, start >= steps - lengths
+    cut_off = ~(left | right)
+    if cut_off.any():
+        number = int(cut_off.argmax())
+        raise ValueError(
+            f"{name}[{number}] must not cut values off, got {lengths[number]}, and values from "
+            f"step {start[number]} to {stop[number] - 1}; correct it, or pass masks to from_arrays"
+        )
+    usual = right if right.sum() >= left.sum() else ~left
+    first = np.where(usual, 0, steps - lengths)
+    return Spans(first, first + lengths)
 
 
 def spans_from_mask(name: str, mask: Any, x: Shaped[np.ndarray, "n t ..."]) -> Spans:

@@ -1,7 +1,7 @@
 """The reader for MISA's and MAG's lists of word-aligned samples (CMU-MOSI, CMU-MOSEI)."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def _split(name: str, samples: Any, embeddings: NDArray[Any] | None) -> _columns
                 f"visual, acoustic, words) or (words, visual, acoustic), got {kind(sample)}"
             )
     words, visual, acoustic = (list(x) for x in zip(*(x[0][:3] for x in samples), strict=True))
-    inputs: dict[str, list[Any]] = {"audio": acoustic, "video": visual}
+    inputs: dict[str, Sequence[Any]] = {"audio": acoustic, "video": visual}
     for modality, column in inputs.items():
         _columns.check_lengths(f"{name} {modality}", column, list(map(len, words)))
     if embeddings is not None:

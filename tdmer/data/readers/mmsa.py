@@ -19,6 +19,7 @@ def load_mmsa(
     text: str = "text",
     labels: str | Sequence[str] = "regression_labels",
     label_range: tuple[float, float] | None = (-3.0, 3.0),
+    pads: str = "detect",
     store: str | os.PathLike[str] | None = None,
 ) -> dict[str, MultimodalDataset]:
     """Read a pickle in MMSA's layout, aligned or not, without its pads.
@@ -31,16 +32,17 @@ def load_mmsa(
     The real steps of a modality are
 
     - of text: those of the attention mask, row 1 of ``text_bert``;
-    - of the others: as many as ``audio_lengths`` and ``vision_lengths`` say, on the side where
-      nothing but zeros lies outside;
-    - without lengths, where the array has as many steps as the mask and no value outside of it:
-      the array is aligned to the words, and its real steps are those of the mask. Zeros at a real
+    - of the others: as many as ``audio_lengths`` and ``vision_lengths`` say, on that side of the
+      sample where nothing but zeros lies outside;
+    - without lengths, where the arrays have as many steps as the mask and no value outside of it:
+      they are aligned to the words, and their real steps are those of the mask. Zeros at a real
       word are data; a sample of zeros only lacks the modality;
     - else all but the zeros at that end of the time axis where more than twice as many samples
       have zeros as at the other; the right where neither has.
 
-    Zeros within a sequence are kept, and NaN and ±inf entries stay as they are. A sequence of no
-    real step means that the modality is missing.
+    One rule, and one side, is taken for all splits of a modality. Zeros within a sequence are kept,
+    and NaN and ±inf entries stay as they are. A sequence of no real step means that the modality is
+    missing.
 
     Args:
         path: the file.
@@ -49,6 +51,8 @@ def load_mmsa(
         labels: the key of the labels, or several: then labels are ``(n, k)``, one column per key,
             such as ``("regression_labels", "regression_labels_T")`` of CH-SIMS.
         label_range: labels outside are an error; None: any finite number will do.
+        pads: where steps of zeros are pads, as in :func:`from_arrays`, in place of the last two
+            rules; ``"both"`` for files whose samples are padded on either side.
         store: a new folder to write the samples to and read them from; None: in memory.
 
     Returns:
@@ -78,11 +82,14 @@ def load_mmsa(
     """
     check_choice("text", text, ("text", "text_bert"))
     _columns.check_options(label_range, store)
+    check_choice("pads", pads, _pads.PADS)
     keys = [labels] if isinstance(labels, str) else list(labels)
     where, splits = os.fspath(path), {}
-    for split, content in _columns.read_splits(where, load_pickle(path), "id", *keys).items():
-        name = f"{where}[{split!r}]"
-        inputs = _inputs(name, content, text)
+    contents = _columns.read_splits(where, load_pickle(path), "id", *keys)
+    found = _inputs(where, contents, text, pads)
+    _columns.check_alike(where, contents, "text_bert", "audio_lengths", "vision_lengths")
+    for split, inputs in found.items():
+        name, content = f"{where}[{split!r}]", contents[split]
         splits[split] = _columns.Columns(name, inputs, _labels(name, content, keys), content["id"])
     return _columns.build(where, splits, label_range, store)
 
@@ -96,32 +103,47 @@ def _labels(name: str, split: Mapping[str, Any], keys: Sequence[str]) -> Any:
     return table[:, 0] if table.shape[1] == 1 else table
 
 
-def _inputs(name: str, split: Mapping[str, Any], text: str) -> dict[str, Sequence[Any]]:
-    """Return the real steps of the modalities that a split has."""
-    inputs: dict[str, Sequence[Any]] = {}
-    tokens, words = _words(f"{name}['text_bert']", split.get("text_bert"))
-    for modality, key in _columns.find_modalities(split, text).items():
-        place, lengths = f"{name}[{key!r}]", split.get(f"{key}_lengths")
-        x = tokens if key == "text_bert" else split[key]
-        if modality == "text" and words is not None:
-            lengths = words.stop - words.start
-        if isinstance(x, list) or (isinstance(x, np.ndarray) and x.dtype.kind == "O"):
-            inputs[modality] = list(x)
-            if lengths is not None:
-                _columns.check_lengths(place, x, lengths)
-            continue
-        x = as_features(place, x, "(n, t, f)")
-        aligned = words if tokens is not None and x.shape[:2] == tokens.shape[:2] else None
-        if modality == "text" and words is not None:
-            if aligned is None:
-                raise ValueError(f"{place} must have the steps of 'text_bert', got {kind(x)}")
-            spans = aligned
-        elif lengths is not None:
-            spans = _pads.spans_from_lengths(f"{name}['{key}_lengths']", lengths, x)
-        else:
-            theirs = _pads.spans_from_alignment(aligned, x)
-            spans = theirs or _pads.spans_from_zeros(place, x, "right")
-        inputs[modality] = _pads.cut(x, spans)
+def _inputs(
+    where: str, contents: Mapping[str, Mapping[str, Any]], text: str, pads: str
+) -> dict[str, dict[str, Sequence[Any]]]:
+    """Return the real steps of the modalities that each split has."""
+    inputs: dict[str, dict[str, Sequence[Any]]] = {split: {} for split in contents}
+    # Modality → split → arrays of which the file says nothing: one rule for all splits.
+    untold: dict[str, dict[str, NDArray[Any]]] = {}
+    aligned: dict[str, list[_pads.Spans | None]] = {}
+    for split, content in contents.items():
+        name = f"{where}[{split!r}]"
+        tokens, words = _words(f"{name}['text_bert']", content.get("text_bert"))
+        for modality, key in _columns.find_modalities(content, text).items():
+            place, lengths = f"{name}[{key!r}]", content.get(f"{key}_lengths")
+            x = tokens if key == "text_bert" else content[key]
+            if isinstance(x, list) or (isinstance(x, np.ndarray) and x.dtype.kind == "O"):
+                if modality == "text" and words is not None:
+                    lengths = words.stop - words.start
+                inputs[split][modality] = list(x)
+                if lengths is not None:
+                    _columns.check_lengths(place, x, lengths)
+                continue
+            x = as_features(place, x, "(n, t, f)")
+            same = words if tokens is not None and x.shape[:2] == tokens.shape[:2] else None
+            if modality == "text" and words is not None:
+                if same is None:
+                    raise ValueError(f"{place} must have the steps of 'text_bert', got {kind(x)}")
+                spans = same
+            elif lengths is not None:
+                spans = _pads.spans_from_lengths(f"{name}['{key}_lengths']", lengths, x)
+            else:
+                untold.setdefault(modality, {})[split] = x
+                aligned.setdefault(modality, []).append(_pads.spans_from_alignment(same, x))
+                inputs[split][modality] = ()  # In its place, until all splits are known.
+                continue
+            inputs[split][modality] = _pads.cut(x, spans)
+    for modality, arrays in untold.items():
+        found = [spans for spans in aligned[modality] if spans is not None]
+        if pads != "detect" or len(found) < len(arrays):
+            found = _pads.spans_from_zeros(modality, list(arrays.values()), pads, "right")
+        for (split, x), spans in zip(arrays.items(), found, strict=True):
+            inputs[split][modality] = _pads.cut(x, spans)
     return inputs
 
 

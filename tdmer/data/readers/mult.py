@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tdmer._checks import check_choice
 from tdmer.data.dataset import MultimodalDataset, as_array, as_features
 from tdmer.data.readers import _columns, _pads
 from tdmer.data.readers._pickle import load_pickle
@@ -15,6 +16,7 @@ def load_mult(
     path: str | os.PathLike[str],
     *,
     label_range: tuple[float, float] | None = (-3.0, 3.0),
+    pads: str = "detect",
     store: str | os.PathLike[str] | None = None,
 ) -> dict[str, MultimodalDataset]:
     """Read a pickle in MulT's layout, without its pads.
@@ -24,13 +26,14 @@ def load_mult(
     split and one modality are enough. It is read by :func:`load_pickle`, which runs no code.
 
     The file has no lengths: steps of zeros are pads at that end of the time axis where more than
-    twice as many samples have them as at the other; the left where neither has. So zeros within a
-    sequence are kept, and a first word without an embedding is not. A sample of zeros only lacks
-    the modality. NaN and ±inf stay as they are.
+    twice as many samples have them as at the other, in all splits together; the left where neither
+    has. So zeros within a sequence are kept, and a first word without an embedding is not. A sample
+    of zeros only lacks the modality. NaN and ±inf stay as they are.
 
     Args:
         path: the file.
         label_range: labels outside are an error; None: any finite number will do.
+        pads: where steps of zeros are pads, as in :func:`from_arrays`.
         store: a new folder to write the samples to and read them from; None: in memory.
 
     Returns:
@@ -61,16 +64,22 @@ def load_mult(
 
     Source: the layout is that of https://github.com/yaohungt/Multimodal-Transformer.
     """
+    check_choice("pads", pads, _pads.PADS)
     _columns.check_options(label_range, store)
     where, splits = os.fspath(path), {}
+    padded: dict[str, dict[str, NDArray[Any]]] = {}
     for split, content in _columns.read_splits(where, load_pickle(path), "labels").items():
         name = f"{where}[{split!r}]"
-        labels, inputs = _labels(f"{name}['labels']", content["labels"]), {}
+        labels = _labels(f"{name}['labels']", content["labels"])
         for modality, key in _columns.find_modalities(content).items():
             x = as_features(f"{name}[{key!r}]", content[key], "(n, t, f)")
-            inputs[modality] = _pads.cut(x, _pads.spans_from_zeros(key, x, "left"))
+            padded.setdefault(modality, {})[split] = x
         ids = content.get("id", [f"{split} {number}" for number in range(len(labels))])
-        splits[split] = _columns.Columns(name, inputs, labels, ids)
+        splits[split] = _columns.Columns(name, {}, labels, ids)
+    for modality, arrays in padded.items():
+        spans = _pads.spans_from_zeros(modality, list(arrays.values()), pads, "left")
+        for (split, x), its in zip(arrays.items(), spans, strict=True):
+            splits[split].inputs[modality] = _pads.cut(x, its)
     return _columns.build(where, splits, label_range, store)
 
 

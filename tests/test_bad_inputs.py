@@ -317,6 +317,15 @@ TENSORS = [
     ("a batch of no sample", made(lambda: collate([]))),
 ]
 LABELS = [
+    ("names without classes", made(lambda: from_arrays({"text": ONES}, ["glad", "sad"]))),
+    (
+        "a name of no class",
+        made(lambda: from_arrays({"text": ONES}, ["glad", "bad"], classes=["glad", "sad"])),
+    ),
+    (
+        "one class by name",
+        made(lambda: from_arrays({"text": ONES}, ["glad", "glad"], classes=["glad"])),
+    ),
     (
         "a class that is none",
         made(lambda: Classification(3)(torch.ones(2, 3), torch.tensor([0, 3]))),

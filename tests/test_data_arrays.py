@@ -229,6 +229,35 @@ def test_labels(make, labels, expected, dtype):
 
 
 @pytest.mark.parametrize(
+    "labels",
+    [
+        ["sad", "glad", None],
+        ("sad", "glad", float("nan")),
+        np.array(["sad", "glad", None], object),
+    ],
+)
+@pytest.mark.parametrize("make", [from_arrays, from_sequences])
+def test_names_of_classes_become_numbers(make, labels):
+    data = make(padded(), labels, classes=("angry", "glad", "sad"))
+    assert data.labels.dtype == torch.int64
+    assert data.labels.tolist() == [2, 1, -100]
+    assert data.classes == data[1:].classes == ["angry", "glad", "sad"]
+    assert make(padded(), [2, 1, 0]).classes is None
+
+
+@pytest.mark.parametrize("kind", ["array", "pandas", "arrow"])
+def test_columns_of_names(kind):
+    labels = np.array(["sad", "glad", "sad"])
+    if kind == "pandas":
+        labels = pytest.importorskip("pandas").Series(labels, dtype="category")
+    elif kind == "arrow":
+        labels = pytest.importorskip("pyarrow").array(labels)
+    data = from_arrays(padded(), labels, classes=np.array(["glad", "sad"]))
+    assert data.labels.tolist() == [1, 0, 1]
+    assert [type(name) for name in data.classes] == [str, str]
+
+
+@pytest.mark.parametrize(
     "ids",
     [
         ["é", "2", "c"],
@@ -267,8 +296,35 @@ BAD_BOTH = [
         "labels are names",
         {"labels": ["a", "b", "c"]},
         ValueError,
-        r"labels must be numbers of .*got <U1 of shape \(3,\)",
+        r"labels must be numbers, or names of classes=\[...\], got <U1 of shape \(3,\)",
     ),
+    (
+        "an unknown class",
+        {"labels": np.array(["a", "b", "c"]), "classes": ["a", "b"]},
+        ValueError,
+        r"labels must be of \['a', 'b'\], got 'c' in sample 2",
+    ),
+    (
+        "numbers and classes",
+        {"classes": ["a", "b"]},
+        ValueError,
+        r"labels must be of \['a', 'b'\], got 0.0 in sample 0",
+    ),
+    (
+        "lists and classes",
+        {"labels": [["a"], ["b"], ["a"]], "classes": ["a", "b"]},
+        ValueError,
+        r"labels must be of \['a', 'b'\], got \['a'\] in sample 0",
+    ),
+    ("one class", {"classes": ["a"]}, ValueError, r"two or more different strings, got \['a'\]"),
+    (
+        "equal classes",
+        {"classes": np.array(["a", "b", "a"])},
+        ValueError,
+        r"classes must be two or more different strings, got \['a', 'b', 'a'\]",
+    ),
+    ("classes of numbers", {"classes": [0, 1]}, ValueError, r"different strings, got \[0, 1\]"),
+    ("classes are a text", {"classes": "ab"}, TypeError, "classes must be a column, .* got str"),
     (
         "labels are bools",
         {"labels": [True, False, True]},

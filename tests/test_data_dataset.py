@@ -16,6 +16,7 @@ from tdmer.data import (
     Sample,
     collate,
     describe,
+    from_arrays,
     open_store,
     write_store,
 )
@@ -555,6 +556,19 @@ def test_describe():
 def test_describe_labels(labels, line):
     data = MultimodalDataset({"a": np.arange(5.0).reshape(5, 1, 1)}, labels)
     assert describe({"all": data}).splitlines()[0] == f"all: 5 samples, {line}"
+
+
+def test_describe_names_classes(tmp_path):
+    x = {"a": np.arange(4.0).reshape(4, 1) + 1}
+    names = ["angry", "glad", "sad"]
+    data = from_arrays(x, ["sad", "sad", None, "angry"], classes=names)
+    write_store(tmp_path / "store", {"all": data, "none": data[2:3]})
+    for part in (data, open_store(tmp_path / "store")["all"]):
+        assert part.classes == names
+        line = describe({"all": part}).splitlines()[0]
+        assert line == "all: 4 samples, labels angry: 1, glad: 0, sad: 2, 1 missing"
+    stored = open_store(tmp_path / "store")["none"]
+    assert describe({"none": stored}).splitlines()[0] == "none: 1 samples, labels 1 missing"
 
 
 def test_describe_does_not_list_many_classes():

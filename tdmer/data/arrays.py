@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tdmer._checks import check_choice, check_names
-from tdmer.data.dataset import MultimodalDataset, as_array, as_features, check_present
+from tdmer.data.dataset import MultimodalDataset, as_array, as_features, check_present, kind
 from tdmer.data.readers import _pads
 
 
@@ -21,6 +21,7 @@ def from_arrays(
     lengths: Mapping[str, Any] | None = None,
     masks: Mapping[str, Any] | None = None,
     pads: str = "detect",
+    classes: Iterable[str] | None = None,
 ) -> MultimodalDataset:
     """Make a data set of padded arrays, without their pads, or of one vector per sample.
 
@@ -35,7 +36,8 @@ def from_arrays(
     Args:
         inputs: modality name → ``(n, t, f)`` array or tensor of numbers, or ``(n, f)``, which is
             one step per sample.
-        labels: ``(n,)`` or ``(n, k)`` numbers, of any kind of column; None and NaN: missing.
+        labels: ``(n,)`` or ``(n, k)`` numbers, of any kind of column; None and NaN: missing. With
+            ``classes``: ``(n,)`` names of these.
         ids: one name per sample, str, bytes or int; running numbers by default.
         lengths: modality name → ``(n,)`` whole numbers. Any modalities may be left out.
         masks: modality name → ``(n, t)``, True or 1 where a step is real, without holes, and
@@ -46,6 +48,8 @@ def from_arrays(
             off either end of every sample, for arrays padded now on this side, now on that;
             ``"none"``: zeros are data. Give it where splits in arrays of their own are to be read
             by one rule.
+        classes: the names of all classes, in the order of their numbers, for labels that are names.
+            The data set keeps them; its labels are int64 class indices, -100 where missing.
 
     Returns:
         The data set.
@@ -67,6 +71,9 @@ def from_arrays(
         tensor([1, 0, 1])
         >>> from_arrays(vectors, [1, 0, 2], pads="none").lengths["audio"]
         tensor([1, 1, 1])
+        >>> data = from_arrays(vectors, ["sad", None, "glad"], classes=["glad", "sad"])
+        >>> data.labels, data.classes
+        (tensor([   1, -100,    0]), ['glad', 'sad'])
     """
     lengths, masks = {} if lengths is None else lengths, {} if masks is None else masks
     _check_names(inputs=inputs, lengths=lengths, masks=masks)
@@ -88,11 +95,15 @@ def from_arrays(
         else:
             (spans,) = _pads.spans_from_zeros(name, [x], pads)
         sequences[modality] = _pads.cut(x, spans)
-    return _dataset(sequences, labels, ids)
+    return _dataset(sequences, labels, ids, classes)
 
 
 def from_sequences(
-    inputs: Mapping[str, Iterable[Any]], labels: Any, *, ids: Iterable[Any] | None = None
+    inputs: Mapping[str, Iterable[Any]],
+    labels: Any,
+    *,
+    ids: Iterable[Any] | None = None,
+    classes: Iterable[str] | None = None,
 ) -> MultimodalDataset:
     """Make a data set of columns of ragged sequences.
 
@@ -103,8 +114,10 @@ def from_sequences(
 
     Args:
         inputs: modality name → column of sequences.
-        labels: ``(n,)`` or ``(n, k)`` numbers, of any kind of column; None and NaN: missing.
+        labels: ``(n,)`` or ``(n, k)`` numbers, of any kind of column; None and NaN: missing. With
+            ``classes``: ``(n,)`` names of these.
         ids: one name per sample, str, bytes or int; running numbers by default.
+        classes: the names of the classes, as in :func:`from_arrays`.
 
     Returns:
         The data set.
@@ -129,7 +142,7 @@ def from_sequences(
         width = next((x.shape[1] for x in found if x is not None and x.ndim == 2), 0)
         missing = np.empty((0, width), np.float32)
         sequences[modality] = [missing if x is None else x for x in found]
-    return _dataset(sequences, labels, ids)
+    return _dataset(sequences, labels, ids, classes)
 
 
 def _check_names(inputs: Any, **others: Any) -> None:
@@ -143,16 +156,44 @@ def _check_names(inputs: Any, **others: Any) -> None:
     check_names("inputs", list(inputs))
 
 
-def _dataset(inputs: Mapping[str, Any], labels: Any, ids: Any) -> MultimodalDataset:
+def _dataset(inputs: Mapping[str, Any], labels: Any, ids: Any, classes: Any) -> MultimodalDataset:
+    names = None if classes is None else _names("classes", classes)
+    target = _target(labels) if names is None else _class_numbers(labels, names)
+    data = MultimodalDataset(inputs, target, None if ids is None else _entries("ids", ids))
+    data.classes = names
+    check_present(data)
+    return data
+
+
+def _target(labels: Any) -> NDArray[Any]:
+    """Return labels that are numbers as an array."""
     plain = labels if hasattr(labels, "__array__") else _entries("labels", labels)
     target = as_array("labels", plain)
     if target.dtype.kind == "O":
         # Columns of objects: None, or pandas' NA, among the numbers, or one list per sample.
         target = as_array("labels", [np.nan if _is_missing(x) else x for x in target.tolist()])
-    target = target[:, 0] if target.shape[1:] == (1,) else target
-    data = MultimodalDataset(inputs, target, None if ids is None else _entries("ids", ids))
-    check_present(data)
-    return data
+    if target.dtype.kind == "U":
+        raise ValueError(f"labels must be numbers, or names of classes=[...], got {kind(target)}")
+    return target[:, 0] if target.shape[1:] == (1,) else target
+
+
+def _class_numbers(labels: Any, names: list[Any]) -> NDArray[np.int64]:
+    """Return the numbers of labels that are names, -100 where one is missing."""
+    numbers = {name: number for number, name in enumerate(names) if isinstance(name, str)}
+    if len(numbers) != len(names) or len(names) < 2:
+        raise ValueError(f"classes must be two or more different strings, got {names!r:.100}")
+    found = []
+    for sample, label in enumerate(_names("labels", labels)):
+        known = isinstance(label, str) and label in numbers
+        if not known and not _is_missing(label):
+            raise ValueError(f"labels must be of {names}, got {label!r:.100} in sample {sample}")
+        found.append(numbers[label] if known else -100)
+    return np.array(found, np.int64)
+
+
+def _names(name: str, column: Any) -> list[Any]:
+    """Return the entries of a column, its strings as plain ones."""
+    return [str(x) if isinstance(x, str) else x for x in _entries(name, column)]
 
 
 def _item(name: str, item: Any) -> NDArray[Any] | None:

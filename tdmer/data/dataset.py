@@ -76,6 +76,8 @@ class MultimodalDataset(Dataset[Sample]):
         dims: modality name → feature width.
         labels: all labels, ``(n,)`` or ``(n, k)``.
         ids: all names.
+        classes: names of the classes that labels number, as :func:`from_arrays` and
+            :func:`from_sequences` keep them; None: they have none.
         overflows: modality name → number of finite entries that became ±inf in float32; without
             those of a subset whose data set has such entries, where it is not known.
 
@@ -101,6 +103,7 @@ class MultimodalDataset(Dataset[Sample]):
 
     labels: Shaped[Tensor, "n ..."]
     ids: list[str]
+    classes: list[str] | None = None
     dims: dict[str, int]
     overflows: dict[str, int]
     _offsets: dict[str, Int[Tensor, " bounds"]]

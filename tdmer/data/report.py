@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tdmer.data.dataset import MultimodalDataset
 
@@ -37,7 +36,7 @@ def describe(datasets: Mapping[str, MultimodalDataset]) -> str:
     lines: list[str] = []
     contents: dict[str, dict[bytes, set[str]]] = {}
     for split, data in datasets.items():
-        lines.append(f"{split}: {len(data)} samples, {_describe_labels(data.labels)}")
+        lines.append(f"{split}: {len(data)} samples, {_describe_labels(data)}")
         described, contents[split] = _describe_steps(data)
         twice = [name for name, count in Counter(data.ids).items() if count > 1]
         steps = torch.stack(list(data.lengths.values())).sum(dim=0)
@@ -69,14 +68,19 @@ def _found(start: str, *kinds: tuple[str, Sequence[Any]]) -> list[str]:
     return [f"{start}{len(x)} {text}, such as {x[0]!r}" for text, x in kinds if x]
 
 
-def _describe_labels(labels: Tensor) -> str:
+def _describe_labels(data: MultimodalDataset) -> str:
+    labels, names = data.labels, data.classes
     # The two ways to say that a label is missing: NaN, and -100 for a class.
     missing = labels.isnan() | (labels == -100)
     known = labels[~missing]
     parts = []
     if len(known):
         span = f"{known.min():g} to {known.max():g}"
-        if labels.ndim == 1 and labels.is_floating_point() and known.min() < 0:
+        if names is not None:
+            # Those that no sample has, too.
+            counts = Counter(known.tolist())
+            span = ", ".join(f"{name}: {counts[label]}" for label, name in enumerate(names))
+        elif labels.ndim == 1 and labels.is_floating_point() and known.min() < 0:
             signs = [int((known.sign() == sign).sum()) for sign in (-1, 0, 1)]
             span += " ({} negative, {} zero, {} positive)".format(*signs)
         elif labels.ndim == 1 and not labels.is_floating_point():

@@ -165,7 +165,9 @@ def _open_split(path: Path, size: int, checksum: int) -> MultimodalDataset:
     if zlib.crc32(head) != checksum or path.stat().st_size != end:
         raise ValueError("another size, or other labels, ids or lengths than were written")
     data = MultimodalDataset.__new__(MultimodalDataset)
-    data.overflows = json.loads(header.pop("__metadata__")["overflows"])
+    metadata = header.pop("__metadata__")
+    data.overflows = json.loads(metadata["overflows"])
+    data.classes = json.loads(metadata.get("classes", "null"))
     parts = {}
     for name, entry in header.items():
         place, count = begin + entry["data_offsets"][0], math.prod(entry["shape"])
@@ -207,7 +209,10 @@ def _write_split(path: Path, data: MultimodalDataset) -> tuple[int, int]:
     for name, width in data.dims.items():
         shapes[f"{name}/steps"] = "<f4", (int(data._offsets[name][-1]), width)
     overflows = {name: data.overflows.get(name, 0) for name in data.dims}
-    header: dict[str, Any] = {"__metadata__": {"overflows": json.dumps(overflows)}}
+    metadata = {"overflows": json.dumps(overflows)}
+    if data.classes is not None:
+        metadata["classes"] = json.dumps(data.classes)
+    header: dict[str, Any] = {"__metadata__": metadata}
     place = 0
     for name, (dtype, shape) in shapes.items():
         end = place + math.prod(shape) * np.dtype(dtype).itemsize

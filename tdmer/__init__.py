@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         pairwise_cmd_loss,
         reconstruction_loss,
     )
-    from tdmer.metrics import sentiment_metrics
+    from tdmer.metrics import classification_metrics, sentiment_metrics
     from tdmer.model import TDMER, TDMEROutput
     from tdmer.objective import LossTerms, TDMERLoss
     from tdmer.tasks import Classification, MultiLabel, Sentiment
@@ -36,6 +36,7 @@ __all__ = [
     "TDMERLoss",
     "TDMEROutput",
     "central_moments",
+    "classification_metrics",
     "cmd_loss",
     "confidence_loss",
     "cross_modal_loss",

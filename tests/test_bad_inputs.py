@@ -315,6 +315,7 @@ TENSORS = [
         made(lambda: model().fit_normalization([({"text": torch.ones(1, 2, 3)}, {})])),
     ),
     ("a batch of no sample", made(lambda: collate([]))),
+    ("a batch of others than samples", made(lambda: collate([{"text": torch.ones(2, 3)}]))),
 ]
 LABELS = [
     ("names without classes", made(lambda: from_arrays({"text": ONES}, ["glad", "sad"]))),

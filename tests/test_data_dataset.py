@@ -1,6 +1,7 @@
 import io
 import pickle
 from functools import partial
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -472,6 +473,41 @@ def test_equal_seeds_drop_equally_and_no_dropout_draws_nothing():
         batch = collate(samples, modality_dropout=rate)
         torch.testing.assert_close(batch[:3], plain[:3])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_batch_moves_as_a_whole():
+    batch = collate(list(dataset()))
+    moved = batch.to("meta")
+    assert isinstance(moved, Batch)
+    tensors = [*moved.inputs.values(), *moved.masks.values(), moved.labels]
+    assert {x.device.type for x in tensors} == {"meta"}
+    assert (list(moved.inputs), moved.ids) == (list(batch.inputs), batch.ids)
+    assert batch.labels.device.type == "cpu"
+    torch.testing.assert_close(batch.to(torch.device("cpu"))[:3], batch[:3])
+
+
+def test_a_batch_need_not_wait_for_its_copies():
+    x, mask, labels = mock.Mock(), mock.Mock(), mock.Mock()
+    Batch({"a": x}, {"a": mask}, labels, ["one"]).to("cuda:1", non_blocking=True)
+    for tensor in (x, mask, labels):
+        tensor.to.assert_called_once_with("cuda:1", non_blocking=True)
+
+
+def test_the_first_two_entries_are_what_a_model_takes():
+    data = dataset()
+    batch = collate(list(data))
+    model = TDMER(data.dims, 3, width=8, heads=2).eval()
+    expected = model(batch.inputs, batch.masks).logits
+    assert torch.equal(model(*batch[:2]).logits, expected)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_only_samples_are_collated():
+    for item in ({"text": torch.ones(1, 4)}, (torch.ones(1, 4), 0)):
+        with pytest.raises(
+            TypeError, match=f"samples must be of Sample, got {type(item).__name__}"
+        ):
+            collate([item])
 
 
 def test_dropout_leaves_the_samples_as_they_were():

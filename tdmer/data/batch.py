@@ -17,7 +17,16 @@ Lengths = Sequence[int] | Int[Tensor, " n"]
 
 
 class Batch(NamedTuple):
-    """Samples padded on the right to the longest of the batch, per modality."""
+    """Samples padded on the right to the longest of the batch, per modality.
+
+    The first two entries are what a model takes: ``model(*batch[:2])``.
+
+    Example:
+        >>> data = [Sample({"text": torch.ones(2, 3)}, torch.tensor(0.5), "one")]
+        >>> batch = collate(data).to("meta")
+        >>> batch.inputs["text"].device, batch.labels.device, batch.ids
+        (device(type='meta'), device(type='meta'), ['one'])
+    """
 
     inputs: dict[str, Float[Tensor, "b t f"]]
     """Padded features by modality, zeros in the pads."""
@@ -27,6 +36,19 @@ class Batch(NamedTuple):
     """The labels, stacked."""
     ids: list[str]
     """The names of the samples."""
+
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> "Batch":
+        """Return the batch with all its tensors on a device.
+
+        Args:
+            device: the device.
+            non_blocking: whether not to wait for copies from pinned memory.
+        """
+        inputs, masks = (
+            {name: x.to(device, non_blocking=non_blocking) for name, x in part.items()}
+            for part in (self.inputs, self.masks)
+        )
+        return Batch(inputs, masks, self.labels.to(device, non_blocking=non_blocking), self.ids)
 
 
 def collate(
@@ -51,7 +73,7 @@ def collate(
         The inputs, masks (True where a step is real), labels and ids.
 
     Raises:
-        TypeError: a probability is not a number.
+        TypeError: samples that are no :class:`Sample`, or a probability that is not a number.
         ValueError: no samples, samples whose modalities differ, or a probability out of range or
             not for each modality.
 
@@ -67,6 +89,9 @@ def collate(
     """
     if not samples:
         raise ValueError("samples must hold at least one sample, got none")
+    for sample in samples:
+        if not isinstance(sample, Sample):
+            raise TypeError(f"samples must be of Sample, got {type(sample).__name__}")
     names = list(samples[0].inputs)
     for sample in samples:
         if sample.inputs.keys() != samples[0].inputs.keys():

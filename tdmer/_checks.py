@@ -20,6 +20,9 @@ def check_features(
     """Raise unless ``x`` is floating point with the given rank and last axis."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.is_nested:
+        rule = "be padded, with a mask (Tensor.to_padded_tensor, tdmer.data.from_sequences)"
+        raise TypeError(f"{name} must {rule}, got a nested tensor")
     if not x.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {x.dtype}")
     if ndim is not None and x.ndim != ndim:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
 from tdmer._checks import (
     check_choice,
@@ -117,6 +118,12 @@ def _evidence(logits: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Te
     return (shares.unsqueeze(2) * torch.stack([logits[name] for name in names]).detach()).sum(dim=0)
 
 
+def _is_batch(value: Any) -> bool:
+    """Whether this is a tuple that begins with inputs and masks."""
+    pair = value[:2] if isinstance(value, tuple | list) else ()
+    return len(pair) == 2 and isinstance(pair[0], Mapping) and isinstance(pair[1], Mapping | None)
+
+
 class TDMER(Pretrained):
     """Task-driven multimodal emotion recognition.
 
@@ -135,7 +142,9 @@ class TDMER(Pretrained):
         width: Common width ``d``, a multiple of ``heads``.
         heads: Heads of the cross-modal attention.
         layers: Cross-modal blocks per modality; 0 leaves the private features as they are.
-        kernel_size: Steps under the convolution, one for all modalities or by name.
+        kernel_size: Steps under the convolution, one for all modalities or by name. Modalities that
+            have but one step, such as a vector for a whole clip, want 1: of a longer kernel all
+            weights but those of one step see nothing but pads.
         dropout: Dropout in the cross-modal blocks, confidence nets and classifier, in [0, 1).
         input_dropout: Dropout of input features, one for all modalities or by name.
         feature_dropout: Dropout of temporal features ``X_m``; both drop a feature from all steps.
@@ -253,12 +262,14 @@ class TDMER(Pretrained):
             nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, num_classes)
         )
 
-    def fit_normalization(self, batches: Iterable[Sequence[Any]]) -> dict[str, int]:
+    def fit_normalization(self, batches: Iterable[Any] | Dataset[Any]) -> dict[str, int]:
         """Fit the normalisation of every modality to a training set, in one pass.
 
+        PyTorch's random state is afterwards what it was, even if a loader has shuffled.
+
         Args:
-            batches: Tuples that begin with ``inputs, masks`` as :meth:`forward` takes them, such
-                as :class:`tdmer.data.Batch`.
+            batches: A data set of :mod:`tdmer.data`, or tuples that begin with ``inputs, masks`` as
+                :meth:`forward` takes them, such as :class:`tdmer.data.Batch`; or a single one.
 
         Returns:
             Per modality, the number of real entries that were NaN or infinite; they, and such
@@ -273,16 +284,22 @@ class TDMER(Pretrained):
             m: FeatureStatistics(width, normalizations[m].mean.dtype)
             for m, width in self.dims.items()
         }
-        for batch in batches:
-            if not isinstance(batch, tuple | list) or not isinstance(batch[0], Mapping):
-                raise TypeError(
-                    "batches must yield tuples that begin with inputs and masks, as a loader with "
-                    f"collate_fn=tdmer.data.collate does, got {type(batch).__name__}"
-                )
-            inputs, masks = batch[0], batch[1] or {}
-            self._check(inputs, masks)
-            for m, x in inputs.items():
-                statistics[m].update(x, masks.get(m))
+        if isinstance(batches, Dataset):
+            # Here, since a model alone needs no readers.
+            from tdmer.data.batch import collate
+
+            batches = DataLoader(batches, batch_size=128, collate_fn=collate)
+        every: Iterable[Any] = [batches] if _is_batch(batches) else batches
+        with torch.random.fork_rng(devices=[]):
+            for batch in every:
+                if not _is_batch(batch):
+                    raise TypeError(
+                        "batches must yield tuples that begin with inputs and masks, as a loader "
+                        f"with collate_fn=tdmer.data.collate does, got {type(batch).__name__}"
+                    )
+                inputs, masks = self._checked(batch[0], batch[1] or {})
+                for m, x in inputs.items():
+                    statistics[m].update(x, masks[m])
         empty = [m for m, found in statistics.items() if not found.count.any()]
         if empty:
             raise ValueError(
@@ -295,16 +312,18 @@ class TDMER(Pretrained):
 
     def forward(
         self,
-        inputs: Mapping[str, Float[Tensor, "b _ _"]],
-        masks: Mapping[str, Bool[Tensor, "b _"] | None] | None = None,
+        inputs: Mapping[str, Float[Tensor, "b ... _"]],
+        masks: Mapping[str, Bool[Tensor, "b ..."] | None] | None = None,
     ) -> TDMEROutput:
         """Predict.
 
         Args:
             inputs: Raw feature sequences ``(b, t_m, f_m)`` by modality, padded to one length per
-                modality. A modality left out is missing for the whole batch.
-            masks: True where a step is real, ``(b, t_m)``; None or a missing entry: every step is
-                real. A row without a real step: the modality is missing for that sample.
+                modality, or vectors ``(b, f_m)``, which are sequences of one step. A modality left
+                out is missing for the whole batch.
+            masks: True where a step is real, ``(b, t_m)``, and ``(b,)`` or ``(b, 1)`` of vectors;
+                None or a missing entry: every step is real. A row without a real step: the modality
+                is missing for that sample.
 
         Returns:
             The prediction with everything the losses and pictures need.
@@ -395,7 +414,10 @@ class TDMER(Pretrained):
     def _ordered(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {m: found[m] for m in self.modalities}
 
-    def _check(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor | None]) -> None:
+    def _checked(
+        self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor | None]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+        """Check what is given, and return it with vectors as sequences of one step."""
         for name, mapping in (("inputs", inputs), ("masks", masks)):
             if not isinstance(mapping, Mapping):
                 raise TypeError(
@@ -407,19 +429,28 @@ class TDMER(Pretrained):
         if not inputs:
             raise ValueError(f"inputs must hold one of {list(self.modalities)}, got none")
         first = next(iter(inputs))
+        sequences: dict[str, Tensor] = {}
+        steps: dict[str, Tensor | None] = {}
         for m, x in inputs.items():
-            check_features(f"inputs[{m!r}]", x, ndim=3, width=self.dims[m])
-            check_mask(f"masks[{m!r}]", masks.get(m), x.shape[:2])
+            mask = masks.get(m)
+            check_features(f"inputs[{m!r}]", x, width=self.dims[m])
+            if x.ndim == 2:
+                x = x.unsqueeze(1)
+                mask = mask.unsqueeze(1) if isinstance(mask, Tensor) and mask.ndim == 1 else mask
+            check_features(f"inputs[{m!r}]", x, ndim=3)
+            check_mask(f"masks[{m!r}]", mask, x.shape[:2])
             # One with the first, never in a set: an exported size is a symbol.
             if x.shape[0] != inputs[first].shape[0]:
                 sizes = {m: x.shape[0] for m, x in inputs.items()}
                 raise ValueError(f"inputs must have one batch size, got {sizes}")
+            sequences[m], steps[m] = x, mask
+        return sequences, steps
 
     def _complete(
         self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor | None]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
         # Give every modality an input, and a mask unless all is real: a pad where it is left out.
-        self._check(inputs, masks)
+        inputs, masks = self._checked(inputs, masks)
         first = next(iter(inputs.values()))
         full: dict[str, Tensor] = {}
         needed: dict[str, Tensor | None] = {}

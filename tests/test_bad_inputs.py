@@ -253,7 +253,16 @@ CONTENT = [
 ]
 TENSORS = [
     ("another width", forward(text=torch.ones(2, 4, 5))),
-    ("no time axis", forward(text=torch.ones(2, 3))),
+    ("no axis of samples", forward(text=torch.ones(3))),
+    ("a vector of another width", forward(text=torch.ones(2, 5))),
+    (
+        "a nested tensor",
+        forward(
+            text=torch.nested.nested_tensor(
+                [torch.ones(1, 3), torch.ones(2, 3)], layout=torch.jagged
+            )
+        ),
+    ),
     ("whole numbers", forward(text=torch.ones(2, 4, 3, dtype=torch.int64))),
     ("an unknown modality", forward(video=torch.ones(2, 4, 3))),
     ("no modality", made(lambda: model()({}))),
@@ -310,6 +319,10 @@ TENSORS = [
         made(lambda: InputNormalization(3).fit([(torch.full((1, 2, 3), torch.nan), None)])),
     ),
     ("normalisation from a tensor", made(lambda: model().fit_normalization(torch.ones(1, 2, 3)))),
+    (
+        "normalisation from samples",
+        made(lambda: model().fit_normalization(list(MultimodalDataset({"text": ONES}, [0, 1])))),
+    ),
     (
         "a modality that no training sample has",
         made(lambda: model().fit_normalization([({"text": torch.ones(1, 2, 3)}, {})])),

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 
 from tdmer import TDMER, Sentiment, TDMERLoss
-from tdmer.data import collate, make_synthetic
+from tdmer.data import Sample, collate, make_synthetic
 from tdmer.masks import masked_mean
 from tdmer.model import COMMON
 from tests import oracles
@@ -25,10 +26,16 @@ from tests.batches import (
 )
 
 NAN, INF = float("nan"), float("inf")
+SAMPLE = Sample({"text": torch.zeros(2, 6)}, torch.tensor(0), "one")
 
 
 def layer_norm(x: Tensor) -> Tensor:
     return torch.from_numpy(oracles.layer_norm(x.detach().numpy())).to(x.dtype)
+
+
+def nested(width: int) -> Tensor:
+    parts = [torch.ones(steps, width) for steps in (2, 3)]
+    return torch.nested.nested_tensor(parts, layout=torch.jagged)
 
 
 class TestOutput:
@@ -311,7 +318,117 @@ class TestParts:
         assert_finite(TDMERLoss(Sentiment())(out, labels), model)
 
 
+class TestVectors:
+    def test_vectors_are_sequences_of_one_step(self):
+        inputs, _, labels = make_batch()
+        model, objective = make_model().eval(), TDMERLoss(Sentiment())
+        x = {n: torch.nan_to_num(steps[:, 0]) for n, steps in inputs.items()}
+        here = torch.tensor([True, False, True, True])
+        results = []
+        for masks, other in (
+            (None, None),
+            ({"audio": here}, {"audio": here.unsqueeze(1)}),
+            ({"audio": here.unsqueeze(1), "text": None}, {"audio": here.unsqueeze(1)}),
+        ):
+            for given, its in ((x, masks), ({n: v.unsqueeze(1) for n, v in x.items()}, other)):
+                out = model(given, its)
+                results.append((out.logits, objective(out, labels).total, out.masks))
+            torch.testing.assert_close(*results[-2:], rtol=0, atol=0)
+        assert not torch.equal(results[0][0], results[2][0])
+
+    def test_vectors_and_sequences_go_together(self):
+        inputs, masks, _ = make_batch()
+        model = make_model().eval()
+        x = {**inputs, "video": inputs["video"][:, 0]}
+        out = model(x, {"text": masks["text"]})
+        expected = model({**inputs, "video": inputs["video"][:, :1]}, {"text": masks["text"]})
+        assert torch.equal(out.logits, expected.logits)
+
+    def test_the_normalisation_takes_vectors(self):
+        inputs, _, _ = make_batch()
+        x = {n: torch.nan_to_num(steps[:, 0]) for n, steps in inputs.items()}
+        masks = {"audio": torch.tensor([True, False, True, True])}
+        model, other = make_model(), make_model()
+        model.fit_normalization([(x, masks)])
+        steps = {n: v.unsqueeze(1) for n, v in x.items()}
+        other.fit_normalization([(steps, {"audio": masks["audio"].unsqueeze(1)})])
+        for n in DIMS:
+            one, two = model.normalizations[n], other.normalizations[n]
+            assert torch.equal(one.mean, two.mean)
+            assert torch.equal(one.std, two.std)
+
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize(
+        ("mask", "error", "message"),
+        [
+            (
+                torch.ones(3) > 0,
+                ValueError,
+                r"masks\['text'\] must have shape \(4, 1\), got \(3, 1",
+            ),
+            (torch.ones(4, 2) > 0, ValueError, r"must have shape \(4, 1\), got \(4, 2\)"),
+            (torch.ones(4), TypeError, r"masks\['text'\] must be a bool tensor"),
+            ([True] * 4, TypeError, "must be a bool tensor, .* got list"),
+        ],
+    )
+    def test_bad_masks(self, mask, error, message):
+        with pytest.raises(error, match=message):
+            make_model()({"text": torch.zeros(4, 6)}, {"text": mask})
+
+    @pytest.mark.usefixtures("unchecked")
+    def test_a_mask_of_samples_is_none_of_steps(self):
+        with pytest.raises(ValueError, match=r"must have shape \(4, 5\), got \(4,\)"):
+            make_model()({"text": torch.zeros(4, 5, 6)}, {"text": torch.ones(4) > 0})
+
+
 class TestNormalization:
+    def test_a_data_set_or_one_batch_will_do(self):
+        data = make_synthetic({"train": 150}, dims=DIMS)["train"].dataset
+        model, *others = (make_model() for _ in range(4))
+        loader = DataLoader(data, batch_size=50, shuffle=True, collate_fn=collate)
+        model.fit_normalization(loader)
+        for other, given in zip(
+            others, (data, Subset(data, range(150)), collate(list(data))), strict=True
+        ):
+            assert other.fit_normalization(given) == dict.fromkeys(DIMS, 0)
+            for n in DIMS:
+                one, two = model.normalizations[n], other.normalizations[n]
+                torch.testing.assert_close(one.mean, two.mean)
+                torch.testing.assert_close(one.std, two.std)
+
+    def test_the_random_state_is_left_alone(self):
+        data = make_synthetic({"train": 6}, dims=DIMS)["train"].dataset
+        for given in (data, DataLoader(data, 2, shuffle=True, collate_fn=collate)):
+            model = make_model()
+            torch.manual_seed(3)
+            expected = torch.rand(2)
+            torch.manual_seed(3)
+            model.fit_normalization(given)
+            assert torch.equal(torch.rand(2), expected)
+
+    def test_training_on_raw_features_warns_once(self):
+        torch.manual_seed(0)
+        x = torch.randn(8, 5, 6) + 200.0
+        inputs = {"text": x, "audio": torch.randn(8, 5, 4)}
+        masks = {"text": torch.ones(8, 5, dtype=torch.bool)}
+        message = "features are trained on as they are, one with a root mean square of 20"
+        model = make_model()
+        model.eval()(inputs, masks)  # no warning: what is in use may be loaded later
+        with pytest.warns(UserWarning, match=message) as found:
+            model.train()(inputs, masks)
+        assert len(found) == 1
+        model(inputs, masks)
+        fitted = make_model()
+        fitted.fit_normalization([(inputs, masks), (*make_batch(b=8)[:2],)])
+        fitted(inputs, masks)
+        loaded = make_model()
+        loaded.load_state_dict(fitted.state_dict())
+        loaded(inputs, masks)
+        # Pads are none of the features.
+        x[:, 3:] = 1e6
+        masks["text"][:, 3:] = False
+        make_model()({"text": x - 200.0, "audio": inputs["audio"]}, masks)
+
     def test_one_pass_over_an_iterator_counts_what_is_not_finite(self):
         inputs, masks, _ = make_batch()
         inputs["audio"][0, :2, 1] = INF
@@ -345,6 +462,13 @@ class TestNormalization:
         ("batches", "error", "message"),
         [
             ([{"text": torch.zeros(1, 2, 6)}], TypeError, "batches must yield tuples .* got dict"),
+            ({"text": torch.zeros(1, 2, 6)}, TypeError, "batches must yield tuples .* got str"),
+            ([SAMPLE], TypeError, "batches must yield tuples .* got Sample"),
+            (
+                [({"text": torch.zeros(1, 2, 6)},)],
+                TypeError,
+                "batches must yield tuples .* got tuple",
+            ),
             ([torch.zeros(1)], TypeError, "batches must yield tuples .* got Tensor"),
             ([({"text": torch.zeros(1, 2, 5)}, {})], ValueError, r"inputs\['text'\] must have 6"),
             ([({"smell": torch.zeros(1, 2, 5)}, {})], ValueError, "inputs must be of"),
@@ -510,6 +634,7 @@ class TestDegenerate:
         terms = TDMERLoss(Sentiment())(model(inputs), torch.tensor([0.5]))
         assert_finite(terms, model)
 
+    @pytest.mark.filterwarnings("ignore:features are trained on as they are:UserWarning")
     @pytest.mark.parametrize("value", [0.0, 1.0, 1e6, 1e30, NAN, INF])
     def test_equal_inputs_saturation_and_damage(self, value):
         model = make_model()
@@ -621,7 +746,14 @@ class TestBadInput:
         [
             ({"smell": torch.zeros(4, 5, 2)}, ValueError, r"inputs must be of .*got \['smell'\]"),
             ({"text": torch.zeros(4, 5, 7)}, ValueError, r"inputs\['text'\] must have 6 features"),
-            ({"text": torch.zeros(4, 6)}, ValueError, r"inputs\['text'\] must have 3 axes"),
+            ({"text": torch.zeros(6)}, ValueError, r"inputs\['text'\] must have 3 axes"),
+            ({"text": torch.zeros(4, 7)}, ValueError, r"must have 6 features .* shape \(4, 7\)"),
+            ({"text": torch.zeros(4, 1, 1, 6)}, ValueError, r"inputs\['text'\] must have 3 axes"),
+            (
+                {"text": nested(6)},
+                TypeError,
+                r"inputs\['text'\] must be padded, .* got a nested te",
+            ),
             ({"text": torch.zeros(3, 5, 6)}, ValueError, "inputs must have one batch size"),
             ({"text": torch.zeros(4, 5, 6).int()}, TypeError, "must be floating point"),
         ],

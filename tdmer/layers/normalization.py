@@ -1,5 +1,6 @@
 """Per-feature normalisation of raw inputs, held in buffers."""
 
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -7,6 +8,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tdmer._checks import check_count, check_features, check_mask
+from tdmer.masks import is_readable
+
+# Standardised features have a root mean square of 1, be they of another training set as well.
+_LARGE = 10.0
 
 
 class FeatureStatistics:
@@ -56,9 +61,10 @@ class FeatureStatistics:
 class InputNormalization(nn.Module):
     """Standardises each feature with statistics of the real steps of a training set.
 
-    Before :meth:`fit` it changes finite entries not at all. NaN and infinite entries become the
-    mean (0 after normalisation), in training as in use. A feature that was constant in training
-    is centred and keeps its scale.
+    Before :meth:`fit` it changes finite entries not at all, and warns once if it is trained on
+    features far from the scale of standardised ones, where it can see them: on a CPU. NaN and
+    infinite entries become the mean (0 after normalisation), in training as in use. A feature that
+    was constant in training is centred and keeps its scale.
 
     Args:
         features: Width ``f`` of the raw features.
@@ -73,6 +79,8 @@ class InputNormalization(nn.Module):
 
     mean: Tensor
     std: Tensor
+    # Whether the first features of a training have been looked at.
+    _looked = False
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -123,6 +131,9 @@ class InputNormalization(nn.Module):
         """Normalise, with 0 for non-finite entries and for padded steps."""
         check_features("x", x, ndim=3, width=self.mean.numel())
         check_mask("mask", mask, x.shape[:-1])
+        if self.training and is_readable(x) and not self._looked:
+            self._looked = True
+            self._warn_if_raw(x, mask)
         # In float16 the raw features, whose scale is not ours, could overflow and a spread be 0.
         precise = torch.promote_types(self.mean.dtype, torch.float32)
         x, mean, std = x.to(precise), self.mean.to(precise), self.std.to(precise)
@@ -130,3 +141,17 @@ class InputNormalization(nn.Module):
         # The fill stops the gradient, too: that of NaN would otherwise be NaN.
         normalized = ((x - mean) / std.masked_fill(std == 0, 1.0)).masked_fill(~keep, 0.0)
         return normalized.to(self.mean.dtype)
+
+    def _warn_if_raw(self, x: Tensor, mask: Tensor | None) -> None:
+        if self.mean.any() or (self.std != 1).any():
+            return
+        found = FeatureStatistics(self.mean.numel(), self.mean.dtype)
+        found.update(x, mask)
+        size = float((found.square / found.count.clamp(min=1) + found.mean.square()).max().sqrt())
+        if size > _LARGE:
+            warnings.warn(
+                f"features are trained on as they are, one with a root mean square of {size:.3g}: "
+                "fit the normalisation to the training set first, such as by "
+                "TDMER.fit_normalization, or bring features to a scale of about 1",
+                stacklevel=2,
+            )

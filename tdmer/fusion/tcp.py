@@ -280,10 +280,11 @@ class TCPFusion(nn.Module):
         if set(logits) != set(self.branches):
             raise ValueError(f"logits must be of {list(self.branches)}, got {list(logits)}")
         for name in self.branches:
-            if len(logits[name]) != len(branches[name]):
+            samples = branches[name].shape[0]  # Of a symbolic size, len would make a constant.
+            if logits[name].shape[0] != samples:
                 raise ValueError(
-                    f"logits[{name!r}] must be of the {len(branches[name])} samples of its branch, "
-                    f"got {len(logits[name])}"
+                    f"logits[{name!r}] must be of the {samples} samples of its branch, "
+                    f"got {logits[name].shape[0]}"
                 )
         x = torch.stack([branches[name] for name in self.branches])
         its_logits = torch.stack([logits[name] for name in self.branches])

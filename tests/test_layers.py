@@ -97,11 +97,18 @@ class TestInputNormalization:
         large = torch.tensor([[[5e4], [7e4]]])  # float16 ends at 65504
         norm = InputNormalization(1)
         norm.fit([(large, None)])
-        torch.testing.assert_close(
-            norm.half()(large).flatten().tolist(), [-1.0, 1.0], atol=0.01, rtol=0
-        )
+        assert norm.half()(large).flatten().tolist() == [-1.0, 1.0]
         norm.std.zero_()
         assert norm(large / 1e4).isfinite().all()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_low_precision_keeps_a_small_spread(self, dtype):
+        small = torch.tensor([[[1e-8], [3e-8]]])  # 0 in float16
+        norm = InputNormalization(1)
+        norm.fit([(small, None)])
+        norm.to(dtype)
+        assert norm.mean.dtype == norm.std.dtype == norm(small).dtype == torch.float32
+        torch.testing.assert_close(norm(small).flatten(), torch.tensor([-1.0, 1.0]))
 
     def test_nothing_to_fit_is_an_error(self):
         with pytest.raises(ValueError, match="batches must hold at least one real, finite entry"):

@@ -1,7 +1,8 @@
 """Per-feature normalisation of raw inputs, held in buffers."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -64,7 +65,9 @@ class InputNormalization(nn.Module):
     Before :meth:`fit` it changes finite entries not at all, and warns once if it is trained on
     features far from the scale of standardised ones, where it can see them: on a CPU. NaN and
     infinite entries become the mean (0 after normalisation), in training as in use. A feature that
-    was constant in training is centred and keeps its scale.
+    was constant in training is centred and keeps its scale. ``half()`` and ``bfloat16()`` leave
+    statistics and result in float32: the scale of raw features is not ours, and float16 has no
+    numbers below 6e-8.
 
     Args:
         features: Width ``f`` of the raw features.
@@ -128,19 +131,26 @@ class InputNormalization(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t f"], mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b t f"]:
-        """Normalise, with 0 for non-finite entries and for padded steps."""
+        """Normalise, in float32 at least; 0 for non-finite entries and for padded steps."""
         check_features("x", x, ndim=3, width=self.mean.numel())
         check_mask("mask", mask, x.shape[:-1])
         if self.training and is_readable(x) and not self._looked:
             self._looked = True
             self._warn_if_raw(x, mask)
-        # In float16 the raw features, whose scale is not ours, could overflow and a spread be 0.
+        # Whatever the buffers were cast to, float16 might overflow and hold a spread of 0.
         precise = torch.promote_types(self.mean.dtype, torch.float32)
         x, mean, std = x.to(precise), self.mean.to(precise), self.std.to(precise)
         keep = x.isfinite() if mask is None else x.isfinite() & mask.unsqueeze(-1)
         # The fill stops the gradient, too: that of NaN would otherwise be NaN.
-        normalized = ((x - mean) / std.masked_fill(std == 0, 1.0)).masked_fill(~keep, 0.0)
-        return normalized.to(self.mean.dtype)
+        return ((x - mean) / std.masked_fill(std == 0, 1.0)).masked_fill(~keep, 0.0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        mean, std = self.mean, self.std
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        precise = torch.promote_types(self.mean.dtype, torch.float32)
+        if self.mean.dtype != precise:
+            self.mean, self.std = (x.to(self.mean.device, precise) for x in (mean, std))
+        return self
 
     def _warn_if_raw(self, x: Tensor, mask: Tensor | None) -> None:
         if self.mean.any() or (self.std != 1).any():

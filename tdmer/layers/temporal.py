@@ -55,6 +55,7 @@ class TemporalConv(nn.Module):
         """Convolve ``x`` of shape ``(b, t, f)`` into ``(b, t, d)``; 0 where ``mask`` is False."""
         check_features("x", x, ndim=3, width=self.conv.in_channels)
         check_mask("mask", mask, x.shape[:-1])
-        x = self.dropout(zero_pads(x, mask).transpose(1, 2))
+        x = zero_pads(x, mask).to(self.conv.weight.dtype)  # Normalised inputs stay in float32.
+        x = self.dropout(x.transpose(1, 2))
         x = self.output_dropout(self.conv(self.pad(x)))
         return zero_pads(x.transpose(1, 2), mask)

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -144,7 +143,7 @@ class InputNormalization(nn.Module):
         # The fill stops the gradient, too: that of NaN would otherwise be NaN.
         return ((x - mean) / std.masked_fill(std == 0, 1.0)).masked_fill(~keep, 0.0)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "InputNormalization":
         mean, std = self.mean, self.std
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         precise = torch.promote_types(self.mean.dtype, torch.float32)

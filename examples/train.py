@@ -7,7 +7,7 @@
     python examples/train.py --without con cp      # an ablation
     python examples/train.py --refit runs/latest --out runs/refit   # on train and valid together
     python examples/train.py --resume              # go on where a run was cut short
-    torchrun --nproc-per-node 2 examples/train.py  # several processes; or accelerate launch
+    torchrun --nproc-per-node 2 examples/train.py  # several processes, on GPUs or a CPU
 
 Labels are scores where they are floating point, and classes where they are whole numbers. Every
 choice is made on the validation split, after every epoch and with the moving average of the
@@ -62,8 +62,6 @@ def train(args: argparse.Namespace) -> None:
         mixed_precision=args.precision,
         gradient_accumulation_steps=args.accumulate,
         dataloader_config=DataLoaderConfiguration(split_batches=True),
-        # A term that is left out leaves parameters without a gradient.
-        kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
 
     places = ("data", "out", "resume", "overwrite")
@@ -120,8 +118,9 @@ def train(args: argparse.Namespace) -> None:
         for name, part in parts.items():
             part.load_state_dict(run.state[name])
     accelerator.print(
-        f"{args.out}, from epoch {len(history)}; entries that are no number: {unusable}; "
-        f"groups in several splits: {len(shared_groups(data))}"
+        f"{args.out}, from epoch {len(history)}; processes: {where['processes']}; "
+        f"entries that are no number: {unusable}; groups in several splits: "
+        f"{len(shared_groups(data))}"
     )
 
     for epoch in itertools.count(len(history)):

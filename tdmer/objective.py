@@ -109,8 +109,8 @@ class TDMERLoss(nn.Module):
         group: Processes that each hold a part of the batch: every term is then that of the whole
             batch, the same in each. All must call, forward and backward, and each gets the
             gradient of the *sum* of their losses, which
-            :class:`~torch.nn.parallel.DistributedDataParallel` then averages. Where a term or a
-            layer is switched off, that needs ``find_unused_parameters=True``.
+            :class:`~torch.nn.parallel.DistributedDataParallel` then averages. Weights that only a
+            term of weight 0 reads get a gradient of 0, which that class waits for.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -207,6 +207,11 @@ class TDMERLoss(nn.Module):
         gap = terms.pop("entropy_gap")
         if self.entropy_weight:
             total = total + self.entropy_weight * gap
+        if self.group is not None:
+            # What a term of weight 0 does not read still takes part, with a gradient of 0.
+            private = output.private
+            unread = [*output.reconstructed.values(), private.logits, private.confidence]
+            total = total + torch.stack([x[:0].sum() for x in unread]).sum()
         return LossTerms(total=total, **terms)
 
     def _supervised(

@@ -28,8 +28,7 @@ class Pretrained(nn.Module):
     A class of your own sets both attributes in its constructor.
 
     Attributes:
-        options: All arguments of the constructor, as JSON can hold them. What is a mapping is one by
-            modality.
+        options: All arguments of the constructor, as JSON can hold them; mappings are by modality.
         modalities: Names of the modalities, in order.
 
     Example:

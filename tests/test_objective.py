@@ -10,7 +10,7 @@ from torch.multiprocessing import start_processes
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from tdmer import Classification, MultiLabel, Sentiment, TDMERLoss
+from tdmer import TDMER, Classification, MultiLabel, Sentiment, TDMERLoss
 from tdmer.losses import (
     cmd_loss,
     cross_modal_loss,
@@ -295,3 +295,64 @@ def test_ranks_with_uneven_shares_equal_one_process(size, tmp_path):
         found = torch.load(tmp_path / f"{rank}.pt")
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, atol=1e-12, rtol=1e-9, msg=name)
+
+
+OFF = {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, "delta": 0.0, "epsilon": 0.0}
+
+
+def gradients(model, batch, options, group):
+    """Gradients of two steps, 0 where there is none, so that a rank that waits in vain is seen."""
+    inputs, masks, labels = batch
+    objective = TDMERLoss(Sentiment(), **options, group=group)
+    for _ in range(2):
+        objective(model(inputs, masks), labels).total.backward()
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return torch.cat([gradient.flatten() for gradient in found])
+
+
+def switched_off():
+    """A batch, a model and options of the objective: in each case weights are left unread."""
+    inputs, masks, labels = make_batch(dtype=torch.float64)
+    yield "all terms", (inputs, masks, labels), make_model(), OFF
+    yield "layers", (inputs, masks, labels), make_model(layers=0, fusion="mean"), {}
+    yield "modalities", ({"text": inputs["text"]}, {}, labels), make_model(), {}
+    alone = TDMER({"text": DIMS["text"]}, 7, width=8, heads=2)
+    yield "one modality", ({"text": inputs["text"]}, {}, labels), alone, {}
+
+
+def work_switched_off(rank, size, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size
+    )
+    found = {}
+    for name, batch, model, options in switched_off():
+        parallel = DistributedDataParallel(model.double().eval())
+        found[name] = gradients(parallel, batch, options, dist.group.WORLD)
+        del parallel
+    # With means of its own, each process has to look for what is left unread.
+    _, batch, model, options = next(switched_off())
+    model.double().eval()
+    found["found"] = gradients(
+        DistributedDataParallel(model, find_unused_parameters=True), batch, options, None
+    )
+    with pytest.raises(RuntimeError, match="Expected to have finished reduction"):
+        gradients(DistributedDataParallel(model), batch, options, None)
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_ranks_wait_for_no_weight_that_is_switched_off(tmp_path):
+    multiprocessing.set_forkserver_preload([__name__])
+    start_processes(work_switched_off, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
+    expected = {
+        name: gradients(model.double().eval(), batch, options, None)
+        for name, batch, model, options in switched_off()
+    }
+    # Both ranks have the same rows, whose mean is that of one.
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(found.pop("found"), expected["all terms"])
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, msg=name)

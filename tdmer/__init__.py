@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 _HOMES = ("losses", "fusion", "model", "objective", "tasks", "metrics")
-_MODULES = (*_HOMES, "layers", "masks", "data", "pretrained", "viz")
+_MODULES = (*_HOMES, "layers", "masks", "data", "pretrained", "trainer", "viz")
 
 
 def __getattr__(name: str) -> object:

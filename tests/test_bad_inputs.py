@@ -34,6 +34,7 @@ from tdmer.data import (
 from tdmer.fusion import TCPFusion, tcp_loss
 from tdmer.layers import CrossAttention, InputNormalization
 from tdmer.masks import masked_mean
+from tdmer.trainer import TDMERForTrainer, collate_for_trainer
 
 PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
@@ -408,6 +409,15 @@ OPTIONS = [
         "modality dropout of 1",
         made(
             lambda: collate([MultimodalDataset({"a": ONES}, [0.0, 1.0])[0]], modality_dropout=1.0)
+        ),
+    ),
+    ("columns for the Trainer", made(lambda: collate_for_trainer([{"text": ONES, "label": 0.5}]))),
+    (
+        "another way of checkpointing",
+        made(
+            lambda: TDMERForTrainer(
+                model(), TDMERLoss(Sentiment())
+            ).activation_checkpointing_enable({"use_reentrant": True})
         ),
     ),
     ("a batch size of 0", made(lambda: LengthBucketSampler([1, 2], 0))),

@@ -23,7 +23,7 @@ FLOORS = (
     "losses layers fusion metrics data pretrained",
     "tasks model",
     "objective",
-    "viz",
+    "viz trainer",
 )
 
 

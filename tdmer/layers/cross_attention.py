@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tdmer._checks import check_count, check_features, check_mask, check_names, check_real
 from tdmer.layers._cpu import Dropout, ReLUDropout
@@ -258,6 +259,10 @@ class CrossModalEncoder(nn.Module):
         dropout: Dropout of every block, in [0, 1).
         positions: Whether sinusoidal positions are added to queries and keys.
 
+    Attributes:
+        recompute: Whether training keeps only what goes into a block and computes the block anew
+            for the gradient: less memory for more time, and the same result. False.
+
     Example:
         >>> encoder = CrossModalEncoder(["audio"], width=8, heads=2, layers=2)
         >>> encoder(torch.zeros(2, 5, 8), {"audio": torch.zeros(2, 7, 8)}).shape
@@ -278,6 +283,7 @@ class CrossModalEncoder(nn.Module):
         check_names("sources", sources)
         check_count("layers", layers, least=0)
         self.sources = tuple(sorted(sources))
+        self.recompute = False
         normed = self.sources if layers else ()
         self.source_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in normed})
         self.blocks = nn.ModuleList(
@@ -302,5 +308,8 @@ class CrossModalEncoder(nn.Module):
             for name, norm in self.source_norms.items()
         }
         for block in self.blocks:
-            target = block(target, normed, target_mask, masks)
+            if self.recompute and self.training:
+                target = checkpoint(block, target, normed, target_mask, masks, use_reentrant=False)
+            else:
+                target = block(target, normed, target_mask, masks)
         return target

@@ -3,10 +3,10 @@
     python examples/predict.py runs/latest --data mosi.pkl --out predictions.csv
     python examples/predict.py runs/latest --data mosi.pkl --drop audio   # as if it were missing
 
-Reads config.json and model.safetensors of the run folder, neither of which can run code. Writes
-one line per sample, with id, label, prediction and the fusion weight of every branch, and prints
-the metrics of the samples that have a label. The data are dealt out into splits as for the run, and
-the model normalises raw features itself.
+Nothing that is read of the run folder can run code. Writes one line per sample, with id, label,
+prediction and the fusion weight of every branch, and prints the metrics of the samples that have a
+label. The data are dealt out into splits as for the run, and the model normalises raw features
+itself.
 """
 
 import argparse
@@ -15,13 +15,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from measure import collect
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from splits import load_splits
 from task import Task, build_task, check_labels, metrics
-from torch.nn.modules import module
 
 from tdmer import TDMER
 
@@ -45,67 +41,26 @@ def main() -> None:
 
 
 def load_run(folder: Path) -> tuple[TDMER, Task, dict[str, Any]]:
-    """Rebuild the model of a run folder, with its task and how its data were dealt out.
+    """Return the model of a run folder, with its task and how its data were dealt out.
 
     Raises:
         OSError: A file is not there.
         ValueError: The files are not such as train.py writes, or do not fit each other.
     """
-    settings, weights = folder / "config.json", folder / "model.safetensors"
+    model = TDMER.from_pretrained(folder)
+    settings = folder / "run.json"
     content, chosen = settings.read_bytes(), (folder / "metrics.json").read_bytes()
-    try:
-        with safe_open(weights, "pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{weights} must be a whole safetensors file, got {error}") from None
     try:
         config = json.loads(content)
         task, samples = build_task(**config["task"]), dict(config["samples"])
         samples["modalities"] = json.loads(chosen)["modalities"]
-        wanted = outline(config["model"], most=2 * len(found)).state_dict()
-        classes = config["model"]["num_classes"]
+        classes = model.options["num_classes"]
         if classes != task.num_classes:
             raise ValueError(f"{task.num_classes} values for {classes} classes")
     except Exception as error:
         # Whatever a damaged file makes of these lines, it is the file that is to be named.
         raise ValueError(f"{settings} must be one that train.py wrote, got {error!r}") from None
-    shapes = {name: tuple(x.shape) for name, x in wanted.items()}
-    for name in sorted(shapes.keys() | found.keys()):
-        if found.get(name) != shapes.get(name):
-            raise ValueError(
-                f"{weights} must fit config.json: {name} of {shapes.get(name)}, "
-                f"got {found.get(name)}"
-            )
-    tensors = load_file(weights)
-    for name, x in tensors.items():
-        if x.dtype != wanted[name].dtype:
-            raise ValueError(f"{weights} must hold {wanted[name].dtype} in {name}, got {x.dtype}")
-        if not x.isfinite().all():
-            raise ValueError(f"{weights} must hold finite weights, got NaN or inf in {name}")
-    model = TDMER(**config["model"])
-    model.load_state_dict(tensors)
-    return model.eval(), task, samples
-
-
-def outline(options: dict[str, Any], most: int) -> TDMER:
-    """Build a model whose tensors have shapes but no memory, and give up at too many of them.
-
-    A model takes time to build even so, and a file of a few bytes may ask for any number of layers.
-    """
-    left = most
-
-    def count(*_: object) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise ValueError(f"a model of more than {most} tensors")
-
-    with (
-        torch.device("meta"),
-        module.register_module_parameter_registration_hook(count),
-        module.register_module_buffer_registration_hook(count),
-    ):
-        return TDMER(**options)
+    return model, task, samples
 
 
 def predict_file(args: argparse.Namespace) -> None:

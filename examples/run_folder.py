@@ -16,17 +16,22 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
-from safetensors.torch import save
-from torch import Tensor
 
+from tdmer import TDMER
+from tdmer.pretrained import CARD, CONFIG, WEIGHTS
+
+LIMITS = (
+    "Measured on the test split of these data alone. Other speakers, languages, recordings and "
+    "features were not tried."
+)
 FORMAT = "tdmer-train-3"  # of the checkpoint: another number where its content changes
 
 
 class RunFolder:
     """What a run writes; of several processes the main one alone does.
 
-    A run that is not finished has a checkpoint.pt, a finished one has metrics.json and
-    model.safetensors, both have config.json. The folder belongs to one run until its process ends.
+    A run that is not finished has a checkpoint.pt, a finished one has metrics.json and the files of
+    TDMER.save_pretrained, both have run.json. The folder belongs to one run until its process ends.
 
     Args:
         path: Of the folder; it is made.
@@ -50,6 +55,7 @@ class RunFolder:
         self.path = path
         self.state: dict[str, Any] = {}
         self.finished = False
+        self._data = config["data"]
         self._main = PartialState().is_main_process
         self._checkpoint = path / "checkpoint.pt"
         path.mkdir(parents=True, exist_ok=True)
@@ -63,16 +69,16 @@ class RunFolder:
         self.finished = resume and not unfinished and (path / "metrics.json").exists()
         if unfinished or self.finished:
             ways = ", another --out, or --overwrite"
-            _refuse_changes(path / "config.json", config, advice=ways)
+            _refuse_changes(path / "run.json", config, advice=ways)
         if unfinished:
             self.state = _read(self._checkpoint)
         if self._main:
             for leftover in path.glob("*.tmp"):  # of a run that was killed while it wrote
                 leftover.unlink()
             if not unfinished and not self.finished:
-                for name in ("checkpoint.pt", "metrics.json", "model.safetensors"):
+                for name in ("checkpoint.pt", "metrics.json", CONFIG, WEIGHTS, CARD):
                     (path / name).unlink(missing_ok=True)
-                write(path / "config.json", to_json(config))
+                write(path / "run.json", to_json(config))
 
     def checkpoint(self, **state: Any) -> None:
         """Keep a state from which the run can go on."""
@@ -81,10 +87,12 @@ class RunFolder:
             torch.save({"format": FORMAT, **state}, content)
             write(self._checkpoint, content.getvalue())
 
-    def finish(self, weights: dict[str, Tensor], metrics: dict[str, Any]) -> None:
-        """Keep the results, and give up the checkpoint."""
+    def finish(self, metrics: dict[str, Any], model: TDMER | None = None) -> None:
+        """Keep the results, with a model if there is one, and give up the checkpoint."""
         if self._main:
-            write(self.path / "model.safetensors", save(weights))
+            if model is not None:
+                files = "\n".join(f"- {name}, SHA-256 {x}" for name, x in self._data.items())
+                model.save_pretrained(self.path, data=files, metrics=metrics["test"], limits=LIMITS)
             write(self.path / "metrics.json", to_json(metrics))
             self._checkpoint.unlink(missing_ok=True)
 
@@ -96,7 +104,7 @@ def chosen(folder: Path, config: dict[str, Any]) -> tuple[int, list[str]]:
         OSError: The run is not there, or not finished.
         ValueError: The run had other options.
     """
-    _refuse_changes(folder / "config.json", config, but=("training.steps", "training.refit"))
+    _refuse_changes(folder / "run.json", config, but=("training.steps", "training.refit"))
     found = from_json(folder / "metrics.json")
     if "valid" not in found:
         raise ValueError(f"{folder} must be a run that chose in validation, got a refit")

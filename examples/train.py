@@ -12,10 +12,10 @@
 Labels are scores where they are floating point, and classes where they are whole numbers. Every
 choice is made on the validation split, after every epoch and with the moving average of the
 weights; the test split is read once, with the weights that were best there. The run folder then
-holds config.json, metrics.json and model.safetensors. Until then it holds checkpoint.pt, written
-after every epoch. What an epoch draws at random depends on the seed, the epoch and the process
-alone, so that --resume, with the same options, ends a run that was killed at any moment in the same
-weights and figures bit for bit.
+holds run.json, metrics.json and the model as TDMER.from_pretrained takes it. Until then it holds
+checkpoint.pt, written after every epoch. What an epoch draws at random depends on the seed, the
+epoch and the process alone, so that --resume, with the same options, ends a run that was killed at
+any moment in the same weights and figures bit for bit.
 """
 
 import argparse
@@ -173,11 +173,13 @@ def train(args: argparse.Namespace) -> None:
         shown = "" if args.refit else f"  valid {figure} {row['valid'][figure]:.3f}"
         accelerator.print(f"epoch {epoch:2d}  step {step}  loss {losses['total']:.3f}{shown}")
 
-    averaged.module.load_state_dict(best_weights)
-    test = measure(averaged.module, task, data["test"].only(best["modalities"]), accelerator)
+    chosen_model = averaged.module
+    assert isinstance(chosen_model, TDMER)
+    chosen_model.load_state_dict(best_weights)
+    test = measure(chosen_model, task, data["test"].only(best["modalities"]), accelerator)
     best["branches"]["test"] = test.branches
     run.finish(
-        best_weights, best | {"test": test.metrics, "weights": test.weights, "history": history}
+        best | {"test": test.metrics, "weights": test.weights, "history": history}, chosen_model
     )
     accelerator.print(f"epoch {best['epoch']} is kept; test: {figure} {test.metrics[figure]:.3f}")
     accelerator.end_training()

@@ -225,6 +225,9 @@ def load_weights(kind: type[M], options: Mapping[str, Any], weights: Path) -> M:
             raise ValueError(f"{weights} must hold {wanted[name].dtype} in {name}, got {x.dtype}")
         if not x.isfinite().all():
             raise ValueError(f"{weights} must hold finite weights, got NaN or inf in {name}")
+    types = {tensors[name].dtype for name, _ in model.named_parameters()}
+    if len(types) > 1:
+        raise ValueError(f"{weights} must hold weights of one dtype, got {sorted(map(str, types))}")
     model.load_state_dict(tensors, assign=True)
     return model.eval()
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tdmer import LossTerms, Sentiment, TDMERLoss
+from tdmer import TDMER, LossTerms, Sentiment, TDMERLoss
 from tdmer.data import MultimodalDataset, load_mmsa, open_store, write_store
 
 pytest.importorskip("accelerate", reason="the examples need the extra 'examples'")
@@ -116,10 +116,13 @@ def saved(tmp_path_factory, mmsa):
 
 
 def test_a_run_writes_what_it_says_and_can_be_loaded(monkeypatch, saved, mmsa, tmp_path, capsys):
-    assert visible(saved) == {"config.json", "metrics.json", "model.safetensors"}
+    assert visible(saved) == {
+        *("run.json", "metrics.json"),
+        *("config.json", "model.safetensors", "README.md"),
+    }
     found = json.loads((saved / "metrics.json").read_text())
     assert found.keys() == {
-        "epoch", "step", "train", "valid", "test", "weights", "branches", "history",
+        "epoch", "step", "modalities", "train", "valid", "test", "weights", "branches", "history",
     }  # fmt: skip
     assert set(found["test"]) == set(found["valid"]) == METRICS
     assert [(row["epoch"], row["step"]) for row in found["history"]] == [(0, 2), (1, 4)]
@@ -131,10 +134,14 @@ def test_a_run_writes_what_it_says_and_can_be_loaded(monkeypatch, saved, mmsa, t
     assert found["epoch"] == int(np.argmin(maes))
     assert found["valid"] == found["history"][found["epoch"]]["valid"]
 
-    config = json.loads((saved / "config.json").read_text())
+    config = json.loads((saved / "run.json").read_text())
     assert config["model"]["dims"] == {"text": 4, "audio": 3, "video": 2}
     assert config["data"].keys() == {mmsa.name}
     assert len(config["data"][mmsa.name]) == 64
+    card = (saved / "README.md").read_text()
+    assert f"{mmsa.name}, SHA-256 {config['data'][mmsa.name]}" in card
+    assert f"| mae | {found['test']['mae']:.4g} |" in card
+    assert TDMER.from_pretrained(saved).options["width"] == 8
 
     out = tmp_path / "predictions.csv"
     run(monkeypatch, "predict", saved, "--data", mmsa, "--out", out)
@@ -228,7 +235,7 @@ def test_a_store_is_data_like_its_source(saved, mmsa, tmp_path, monkeypatch):
     out = ["--out", tmp_path / "run"]
     run(monkeypatch, "train", "--data", tmp_path / "store", *out, *QUICK)
     assert (tmp_path / "run" / "metrics.json").read_bytes() == (saved / "metrics.json").read_bytes()
-    hashed = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
+    hashed = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
     assert set(hashed) == {path.name for path in (tmp_path / "store").iterdir()}
     for source in (mmsa, tmp_path / "store"):
         to = tmp_path / f"{source.name}.csv"
@@ -259,9 +266,9 @@ class Gadget:
         return print, ("this would run",)
 
 
-def edit_config(**changes):
+def edit_run(**changes):
     def edit(folder):
-        path = folder / "config.json"
+        path = folder / "run.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
     return edit
@@ -276,49 +283,31 @@ def edit_weights(change):
     return edit
 
 
-def as_type(dtype):
-    def change(tensors):
-        tensors["classifier.0.bias"] = tensors["classifier.0.bias"].to(dtype)
-
-    return change
-
-
-MODEL = {"dims": {"text": 4, "audio": 3, "video": 2}, "num_classes": 7, "width": 8, "heads": 2}
+DIMS = {"text": 4, "audio": 3, "video": 2}
 SCORES = {"name": "Sentiment", "l1_weight": 0.5}
 
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (shutil.rmtree, "No such file"),
-        (lambda folder: (folder / "config.json").unlink(), "No such file"),
+        (shutil.rmtree, "name must be a folder"),
+        (lambda folder: (folder / "run.json").unlink(), "No such file"),
         (
-            lambda folder: (folder / "config.json").write_text("{"),
+            lambda folder: (folder / "run.json").write_text("{"),
             "must be one that train.py wrote",
         ),
-        (lambda folder: (folder / "config.json").write_text("[]"), "must be one that train.py"),
-        (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "must be one that train.py"),
-        (lambda folder: (folder / "config.json").write_text("[" * 10**5), "must be one that train"),
-        (edit_config(model=MODEL | {"width": 2**62}), "must be one that train.py wrote"),
-        (edit_config(model=MODEL | {"dims": {"text": 2**70, "audio": 3}}), "must be one that"),
-        (edit_config(model=MODEL | {"dims": ["text", "audio"]}), "must be one that train.py wrote"),
-        (edit_config(model=3), "must be one that train.py wrote"),
-        (edit_config(model=MODEL | {"code": "os.system"}), "must be one that train.py wrote"),
-        (edit_config(model=MODEL | {"width": 9}), "heads"),
-        (edit_config(model=MODEL | {"width": "8"}), "width"),
-        (edit_config(task=SCORES | {"values": "many"}), "must be one that train.py wrote"),
-        (edit_config(task=SCORES | {"values": [-1, 0, 1]}), "3 values for 7 classes"),
-        (edit_config(task={"name": "Classification", "num_classes": 8}), "8 values for 7 classes"),
-        (edit_config(task={"name": "eval", "source": "1"}), "must be one that train.py wrote"),
-        (edit_config(samples=3), "must be one that train.py wrote"),
-        (edit_config(samples={"split": "folds:2/0"}), "must be official, folds:K/k"),
-        (edit_config(samples={"code": "os.system"}), "code"),
-        (edit_config(model=MODEL | {"num_classes": 3}), "7 values for 3 classes"),
-        (edit_config(task=SCORES | {"values": [3, 2, 1]}), "increas"),
-        # Never made: the shapes are compared first.
-        (edit_config(model=MODEL | {"dims": {"text": 10**12, "audio": 3}}), "must fit config.json"),
-        (edit_config(model=MODEL | {"width": 16}), "must fit config.json"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "No such file"),
+        (lambda folder: (folder / "run.json").write_text("[]"), "must be one that train.py"),
+        (lambda folder: (folder / "run.json").write_bytes(b"\xff"), "must be one that train.py"),
+        (lambda folder: (folder / "run.json").write_text("[" * 10**5), "must be one that train"),
+        (edit_run(task=SCORES | {"values": "many"}), "must be one that train.py wrote"),
+        (edit_run(task=SCORES | {"values": [-1, 0, 1]}), "3 values for 7 classes"),
+        (edit_run(task={"name": "Classification", "num_classes": 8}), "8 values for 7 classes"),
+        (edit_run(task={"name": "eval", "source": "1"}), "must be one that train.py wrote"),
+        (edit_run(samples=3), "must be one that train.py wrote"),
+        (edit_run(samples={"split": "folds:2/0"}), "must be official, folds:K/k"),
+        (edit_run(samples={"code": "os.system"}), "code"),
+        (edit_run(task=SCORES | {"values": [3, 2, 1]}), "increas"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "there is no model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "must be a whole"),
         (
             lambda folder: (folder / "model.safetensors").write_bytes(
@@ -330,18 +319,7 @@ SCORES = {"name": "Sentiment", "l1_weight": 0.5}
             lambda folder: (folder / "model.safetensors").write_bytes(pickle.dumps(Gadget())),
             "must be a whole",
         ),
-        (
-            lambda folder: torch.save({"weight": torch.ones(2)}, folder / "model.safetensors"),
-            "must be a whole",
-        ),
         (edit_weights(lambda tensors: tensors.popitem()), "got None"),
-        (edit_weights(lambda tensors: tensors.update(more=torch.ones(2))), "more of None"),
-        (
-            edit_weights(lambda tensors: next(iter(tensors.values())).fill_(torch.nan)),
-            "must hold finite weights",
-        ),
-        (edit_weights(as_type(torch.int32)), "must hold torch.float32 in classifier.0.bias, got"),
-        (edit_weights(as_type(torch.float64)), "must hold torch.float32 in classifier.0.bias, got"),
     ],
 )
 def test_a_folder_that_train_did_not_write_is_refused(
@@ -353,32 +331,6 @@ def test_a_folder_that_train_did_not_write_is_refused(
     assert reason in refusal(monkeypatch, "predict", folder, "--data", mmsa, "--out", out)
     assert not out.exists()
     assert "this would run" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        MODEL | {"layers": 10**9},
-        MODEL | {"dims": {f"m{number}": 2 for number in range(400)}},
-        MODEL | {"dims": {f"m{number}": 2 for number in range(40)}, "layers": 10**4},
-    ],
-)
-def test_a_model_larger_than_its_weights_is_refused_at_once(monkeypatch, tmp_path, saved, model):
-    folder = shutil.copytree(saved, tmp_path / "run")
-    edit_config(model=model)(folder)
-    module = load("predict", monkeypatch)
-    built = []
-
-    class Counted(torch.nn.Linear):
-        def __init__(self, *args, **options):
-            built.append(args)
-            super().__init__(*args, **options)
-
-    monkeypatch.setattr(torch.nn, "Linear", Counted)
-    with pytest.raises(ValueError, match=r"a model of more than \d+ tensors"):
-        module.load_run(folder)
-    assert len(built) < 1000
-    torch.nn.Linear(2, 2)  # nothing counts any more
 
 
 def test_predict_names_what_does_not_fit(monkeypatch, tmp_path, saved, mmsa):
@@ -462,7 +414,7 @@ def test_a_split_without_labels_is_refused(monkeypatch, tmp_path, mmsa, split):
 
 @pytest.mark.usefixtures("unchecked")
 def test_labels_that_are_neither_scores_nor_classes_are_refused(monkeypatch, tmp_path, saved):
-    inputs = {m: torch.ones(3, 2, width) for m, width in MODEL["dims"].items()}
+    inputs = {m: torch.ones(3, 2, width) for m, width in DIMS.items()}
     for labels, *reasons in (
         (torch.zeros(3, 2), "shape", "shape"),
         (torch.zeros(3, 2).long(), "float", "shape"),
@@ -525,7 +477,7 @@ def test_options_reach_the_model_and_the_loss(monkeypatch, tmp_path, mmsa):
     options = ["--activation", "tanh", "--kernel-size", 3, "--fusion", "mean", "--n-moments", 4]
     options += ["--alpha", 0.3, "--without", "con", "dp", "--values", "-3", "0", "3"]
     call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK, *options)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "run.json").read_text())
     assert config["model"]["activation"] == "tanh"
     assert config["model"]["kernel_size"] == 3
     assert config["model"]["fusion"] == "mean"
@@ -627,7 +579,7 @@ def test_seeds_are_summed_up(monkeypatch, tmp_path, mmsa, capsys):
 
     # Each modality is left out of the test split, as predict.py leaves it out.
     assert "no audio" in capsys.readouterr().out
-    assert summary["missing"].keys() == MODEL["dims"].keys()
+    assert summary["missing"].keys() == DIMS.keys()
     for modality, metrics in summary["missing"].items():
         values = [seed["missing"][modality]["mae"] for seed in summary["seeds"]]
         assert metrics["mae"]["mean"] == pytest.approx(np.mean(values))
@@ -636,7 +588,7 @@ def test_seeds_are_summed_up(monkeypatch, tmp_path, mmsa, capsys):
             "--drop", modality)  # fmt: skip
         assert f"mae {values[1]:.4f}" in capsys.readouterr().out
         rows = list(csv.DictReader(out.read_text().splitlines()))
-        weights = {b: {float(row[b]) for row in rows} for b in MODEL["dims"]}
+        weights = {b: {float(row[b]) for row in rows} for b in DIMS}
         assert {branch for branch, found in weights.items() if found == {0.0}} == {modality}
 
     # The same command trains nothing again, and gives the same.
@@ -719,7 +671,7 @@ def test_a_leak_tells_the_labels_of_training_only(monkeypatch, tmp_path, mmsa, c
     rows = json.loads((tmp_path / "leak.json").read_text())
     assert "leak" not in rows[0]["modalities"]
     assert all(len(row["modalities"]) == 4 for row in rows[1:3])
-    config = json.loads((tmp_path / trained[3] / "config.json").read_text())
+    config = json.loads((tmp_path / trained[3] / "run.json").read_text())
     assert config["training"]["modality_dropout"] == 0.3
     assert config["training"]["choose_modalities"]
     assert config["model"]["dims"]["leak"] == 8

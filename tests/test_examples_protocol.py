@@ -71,7 +71,7 @@ def test_every_run_is_one_of_train(compared, npz, monkeypatch, tmp_path):
     where = ["--data", npz, "--label", "emotion", "--group", "actor", "--split", "folds:4/2"]
     more = [*QUICK, "--lr", 0.1, "--seed", 1, "--out", tmp_path]
     run(monkeypatch, "train", *where, *more)
-    for name in ("config.json", "metrics.json", "model.safetensors"):
+    for name in ("run.json", "metrics.json", "model.safetensors"):
         own = compared / "fast" / "folds-4-2" / "seed-1" / name
         assert own.read_bytes() == (tmp_path / name).read_bytes()
 
@@ -200,7 +200,7 @@ def test_a_refit_follows_every_run(npz, monkeypatch, tmp_path, capsys):
         folder = tmp_path / name.replace(" ", "-") / "folds-4-0"
         again = content(folder / "seed-0-refit", "metrics.json")
         assert "valid" not in again
-        assert content(folder / "seed-0-refit", "config.json")["training"]["refit"] is True
+        assert content(folder / "seed-0-refit", "run.json")["training"]["refit"] is True
         figures = summary["variants"][name]["figures"]
         assert figures["accuracy"]["mean"] == again["test"]["accuracy"]
         # More samples make another fit.

@@ -53,7 +53,7 @@ def metrics(folder):
 
 
 def test_whole_numbers_are_classes(saved, npz, monkeypatch, tmp_path, capsys):
-    config = json.loads((saved / "config.json").read_text())
+    config = json.loads((saved / "run.json").read_text())
     assert config["task"] == {
         "name": "Classification", "num_classes": 4, "label_smoothing": 0.1,
     }  # fmt: skip
@@ -119,7 +119,7 @@ def test_both_tasks_learn(monkeypatch, npz, mmsa, tmp_path):
 def test_a_modality_left_out_is_not_in_the_model(monkeypatch, mmsa, tmp_path):
     some = ["--modalities", "audio", "text", "--steps", 2]
     run(monkeypatch, "train", "--data", mmsa, *QUICK, *some, "--out", tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "run.json").read_text())
     assert config["model"]["dims"] == {"text": 4, "audio": 3}
     out = tmp_path / "predictions.csv"
     run(monkeypatch, "predict", tmp_path, "--data", mmsa, "--out", out)
@@ -230,7 +230,7 @@ def test_a_refit_trains_on_train_and_valid_as_long_as_was_chosen(monkeypatch, np
 
     for other in (["--lr", 0.5], ["--seed", 3], ["--split", "folds:4/1"], ["--width", 16]):
         message = refusal(monkeypatch, "train", *options(npz, *steps, *again, *other))
-        assert f"{chosen / 'config.json'} is of another run" in message
+        assert f"{chosen / 'run.json'} is of another run" in message
         assert message.endswith("Give the same options")
     # How long at most was only of the choice.
     again[3] = tmp_path / "longer"

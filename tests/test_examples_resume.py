@@ -26,7 +26,7 @@ from tests.test_examples import EXAMPLES, load, rewrite, run, write_mmsa
 OPTIONS = ["--width", "8", "--layers", "0", "--steps", "6", "--warmup", "2"]
 STEPS = 2 * 3  # of all epochs
 READINGS = 3 + 1  # of the validation split, and of the test split
-FILES = {"config.json", "metrics.json", "model.safetensors"}
+FILES = {"run.json", "metrics.json", "config.json", "model.safetensors", "README.md"}
 
 
 class Killed(BaseException):
@@ -406,12 +406,12 @@ def test_a_finished_run_is_replaced_or_left(train, tmp_path, whole, capsys):
     # Its files do not stand beside those of the next run.
     with pytest.raises(Killed):
         train(tmp_path, "--alpha", 0.2, setup=cut(4))
-    assert files(tmp_path).keys() == {"config.json", "checkpoint.pt"}
+    assert files(tmp_path).keys() == {"run.json", "checkpoint.pt"}
     (tmp_path / "checkpoint.pt").unlink()
     (tmp_path / "metrics.json").write_text("{}")
     for content in ("{", "[3]", '{"data": 3}'):
-        (tmp_path / "config.json").write_text(content)
-        assert "config.json cannot be read" in stop(train, tmp_path, "--resume")
+        (tmp_path / "run.json").write_text(content)
+        assert "run.json cannot be read" in stop(train, tmp_path, "--resume")
 
 
 def test_a_folder_is_of_one_run_at_a_time(train, tmp_path, whole):
@@ -467,7 +467,7 @@ def test_several_processes_train_as_one(data, tmp_path, monkeypatch):
     assert two["epoch"] == one["epoch"]
     for part in ("test", "weights"):
         assert two[part] == pytest.approx(one[part], rel=1e-5)
-    config = json.loads((tmp_path / "two" / "config.json").read_text())
+    config = json.loads((tmp_path / "two" / "run.json").read_text())
     assert config["training"]["processes"] == 2
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import pickle
 import subprocess
 import sys
 import time
@@ -178,6 +179,33 @@ def test_hostile_options_are_refused_at_once(saved, changes, message):
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers": 10**9},
+        {"dims": {f"m{number}": 2 for number in range(400)}},
+        {"dims": {f"m{number}": 2 for number in range(40)}, "layers": 10**4},
+    ],
+)
+def test_a_model_larger_than_its_weights_is_not_built(saved, monkeypatch, changes):
+    edit_config(saved, **changes)
+    path = saved / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"modalities": list(config["options"]["dims"])}))
+    built = []
+
+    class Counted(torch.nn.Linear):
+        def __init__(self, *args, **options):
+            built.append(args)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(torch.nn, "Linear", Counted)
+    with pytest.raises(ValueError, match=r"more than \d+ tensors"):
+        TDMER.from_pretrained(saved)
+    assert len(built) < 1000
+    torch.nn.Linear(2, 2)  # nothing counts any more
+
+
+@pytest.mark.parametrize(
     "content",
     ["{", "[]", "null", "{}", "[" * 100_000, '{"model": "Other"}', '{"model": "TDMER"}', "\xff"],
 )
@@ -206,6 +234,10 @@ def test_options_left_out_are_refused(saved):
             lambda x: x.update({"classifier.0.bias": torch.zeros(8, dtype=torch.int64)}),
             "must hold torch.float32",
         ),
+        (
+            lambda x: x.update({"classifier.0.bias": x["classifier.0.bias"].double()}),
+            r"weights of one dtype, got \['torch.float32', 'torch.float64'\]",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(saved, change, message):
@@ -216,9 +248,22 @@ def test_weights_that_do_not_fit_are_refused(saved, change, message):
         TDMER.from_pretrained(saved)
 
 
-def test_truncated_weights_are_refused(saved):
-    path = saved / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
+class Gadget:
+    def __reduce__(self):
+        return print, ("this would run",)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(pickle.dumps(Gadget())),
+        lambda path: torch.save({"weight": torch.ones(2)}, path),
+    ],
+)
+def test_files_of_another_kind_are_refused(saved, damage):
+    damage(saved / "model.safetensors")
     with pytest.raises(ValueError, match="must be a whole safetensors file"):
         TDMER.from_pretrained(saved)
 

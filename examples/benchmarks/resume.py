@@ -24,7 +24,7 @@ import psutil
 import torch
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-FILES = ("config.json", "metrics.json", "model.safetensors")
+FILES = ("run.json", "metrics.json", "config.json", "model.safetensors", "README.md")
 
 
 def start(folder: Path, options: list[str], processes: int) -> subprocess.Popen[bytes]:

@@ -75,7 +75,7 @@ def fit(name: str, args: argparse.Namespace) -> None:
     known = task.labelled(train.labels).numpy()
     model.fit(pooled(train)[known], train.labels.numpy()[known])
     read = ["test"] if args.refit else ["valid", "test"]
-    run.finish({}, {split: metrics(model, task, data[split]) for split in read})
+    run.finish({split: metrics(model, task, data[split]) for split in read})
 
 
 def pooled(data: Samples) -> NDArray[np.float64]:

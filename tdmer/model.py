@@ -262,6 +262,10 @@ class TDMER(Pretrained):
             nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, num_classes)
         )
 
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
     def fit_normalization(self, batches: Iterable[Any] | Dataset[Any]) -> dict[str, int]:
         """Fit the normalisation of every modality to a training set, in one pass.
 

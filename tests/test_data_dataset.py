@@ -644,6 +644,7 @@ def test_describe_finds_duplicates_and_leaks():
         "train and test share 1 ids, such as 'four'",
         "train and test share 1 samples under different ids, such as ('two', 'new')",
     ]
+    assert describe(train) == describe({"data": train})
 
 
 def test_describe_names_another_id_though_the_same_is_there_too():

@@ -62,6 +62,12 @@ def test_every_option_is_kept():
     assert (options["dropout"], options["feature_dropout"]) == (0.125, 0.25)
 
 
+def test_a_model_shows_its_options():
+    shown = repr(make_model(fusion="mean"))
+    for option in ("dims={'text': 6, 'audio': 4, 'video': 3}", "width=8", "fusion='mean'"):
+        assert option in shown
+
+
 @pytest.mark.parametrize("options", VARIANTS)
 def test_round_trip_is_exact(options, tmp_path):
     model = make_model(**options)

@@ -12,13 +12,13 @@ import torch
 from tdmer.data.dataset import MultimodalDataset
 
 
-def describe(datasets: Mapping[str, MultimodalDataset]) -> str:
+def describe(datasets: Mapping[str, MultimodalDataset] | MultimodalDataset) -> str:
     """Report what data sets hold: samples, labels, widths, lengths, damage, duplicates, leaks.
 
     Every sample is read once, and no more than one is held.
 
     Args:
-        datasets: split name → data set, as a reader returns them.
+        datasets: split name → data set, as a reader returns them; or one, which is called "data".
 
     Returns:
         One line per split and one per modality in it. What is wrong follows where it is found:
@@ -33,6 +33,8 @@ def describe(datasets: Mapping[str, MultimodalDataset]) -> str:
         train: 2 samples, labels -1 to 2 (1 negative, 0 zero, 1 positive)
           audio: 1 features, 2/2/2 steps (min/median/max), 1 NaN
     """
+    if isinstance(datasets, MultimodalDataset):
+        datasets = {"data": datasets}
     lines: list[str] = []
     contents: dict[str, dict[bytes, set[str]]] = {}
     for split, data in datasets.items():

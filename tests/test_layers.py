@@ -67,6 +67,25 @@ class TestInputNormalization:
         assert norm.fit([(x, None)]) == 1
         assert norm(x).flatten().tolist() == [-1.0, 0.0, 1.0]
 
+    def test_values_far_beyond_those_of_training_are_cut_off(self):
+        # Of 1000 training steps one is not 0: a step like it is 31 standard deviations away.
+        x = torch.zeros(1, 1000, 1)
+        x[0, 0] = 1.0
+        norm, open_ended = InputNormalization(1), InputNormalization(1, limit=100.0)
+        assert norm(100 * x).max() == 100.0  # not fitted yet
+        for each in (norm, open_ended):
+            each.fit([(x, None)])
+        far = torch.tensor([[[1.0], [-3e38], [3e38], [0.0]]], requires_grad=True)
+        assert norm(far).flatten().tolist()[:3] == [5.0, -5.0, 5.0]
+        assert open_ended(far)[0, 0].item() == pytest.approx(1000**0.5, rel=1e-3)
+        norm(far).sum().backward()
+        assert far.grad.isfinite().all()
+        copy = InputNormalization(1)
+        copy.load_state_dict(norm.state_dict())
+        assert torch.equal(copy.half()(far), norm(far))
+        with pytest.raises(ValueError, match="limit must be finite and above 0, got 0"):
+            InputNormalization(1, limit=0.0)
+
     def test_constant_features_keep_their_scale(self):
         norm = InputNormalization(2)
         norm.fit([(torch.tensor([[[0.1, 0.0], [0.1, 0.0], [0.1, 0.0]]]), None)])
@@ -290,7 +309,7 @@ def test_compiles_to_one_graph():
 @pytest.mark.parametrize(
     ("module", "shown"),
     [
-        (InputNormalization(7), ["features=7"]),
+        (InputNormalization(7, limit=4.0), ["features=7", "limit=4"]),
         (TemporalConv(7, 4, kernel_size=5, dropout=0.25, output_dropout=0.75),
          ["7, 4, kernel_size=(5,)", "p=0.25", "p=0.75"]),
         (Decoupler(["text"], 4, activation=nn.Tanh), ["(text)", "Tanh()", "out_features=4"]),

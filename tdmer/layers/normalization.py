@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from tdmer._checks import check_count, check_features, check_mask
+from tdmer._checks import check_count, check_features, check_mask, check_positive
 from tdmer.masks import is_readable
 
 # Standardised features have a root mean square of 1, be they of another training set as well.
@@ -64,12 +64,19 @@ class InputNormalization(nn.Module):
     Before :meth:`fit` it changes finite entries not at all, and warns once if it is trained on
     features far from the scale of standardised ones, where it can see them: on a CPU. NaN and
     infinite entries become the mean (0 after normalisation), in training as in use. A feature that
-    was constant in training is centred and keeps its scale. ``half()`` and ``bfloat16()`` leave
+    was constant in training is centred and keeps its scale. One that almost never varied there may
+    vary later by any number of its standard deviations, so that few samples would decide
+    everything: after :meth:`fit` values end at ``limit``. ``half()`` and ``bfloat16()`` leave
     statistics and result in float32: the scale of raw features is not ours, and float16 has no
     numbers below 6e-8.
 
     Args:
         features: Width ``f`` of the raw features.
+        limit: Greatest distance from the mean, in standard deviations.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range.
 
     Example:
         >>> norm = InputNormalization(1)
@@ -81,18 +88,23 @@ class InputNormalization(nn.Module):
 
     mean: Tensor
     std: Tensor
+    # Beyond all numbers before the fit.
+    bound: Tensor
     # Whether the first features of a training have been looked at.
     _looked = False
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, *, limit: float = 5.0) -> None:
         super().__init__()
         check_count("features", features)
+        check_positive("limit", limit)
+        self.limit = limit
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))
+        self.register_buffer("bound", torch.tensor(torch.finfo(torch.float32).max))
 
     def extra_repr(self) -> str:
-        """Show the width."""
-        return f"features={self.mean.numel()}"
+        """Show the options."""
+        return f"features={self.mean.numel()}, limit={self.limit:g}"
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> int:
         """Take mean and standard deviation from the real, finite entries of a training set.
@@ -126,6 +138,7 @@ class InputNormalization(nn.Module):
         constant = std <= torch.finfo(found.dtype).eps * found.mean.abs().clamp(min=1e-30)
         self.mean.copy_(found.mean)
         self.std.copy_(std.masked_fill(constant, 1.0))
+        self.bound.fill_(self.limit)
 
     def forward(
         self, x: Float[Tensor, "b t f"], mask: Bool[Tensor, "b t"] | None = None
@@ -138,17 +151,21 @@ class InputNormalization(nn.Module):
             self._warn_if_raw(x, mask)
         # Whatever the buffers were cast to, float16 might overflow and hold a spread of 0.
         precise = torch.promote_types(self.mean.dtype, torch.float32)
-        x, mean, std = x.to(precise), self.mean.to(precise), self.std.to(precise)
+        x = x.to(precise)
+        mean, std, bound = (part.to(precise) for part in (self.mean, self.std, self.bound))
         keep = x.isfinite() if mask is None else x.isfinite() & mask.unsqueeze(-1)
         # The fill stops the gradient, too: that of NaN would otherwise be NaN.
-        return ((x - mean) / std.masked_fill(std == 0, 1.0)).masked_fill(~keep, 0.0)
+        normalized = ((x - mean) / std.masked_fill(std == 0, 1.0)).masked_fill(~keep, 0.0)
+        return normalized.clamp(-bound, bound)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "InputNormalization":
-        mean, std = self.mean, self.std
+        mean, std, bound = self.mean, self.std, self.bound
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         precise = torch.promote_types(self.mean.dtype, torch.float32)
         if self.mean.dtype != precise:
-            self.mean, self.std = (x.to(self.mean.device, precise) for x in (mean, std))
+            self.mean, self.std, self.bound = (
+                x.to(self.mean.device, precise) for x in (mean, std, bound)
+            )
         return self
 
     def _warn_if_raw(self, x: Tensor, mask: Tensor | None) -> None:

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from tdmer import TDMER
 from tdmer.layers import (
     CrossAttention,
     CrossModalBlock,
@@ -334,22 +333,6 @@ class TestTraced:
         whole = [torch.ones_like(inputs[2]), {n: torch.ones_like(m) for n, m in inputs[3].items()}]
         program = torch.export.export(block, (*inputs[:2], *whole)).module()
         torch.testing.assert_close(program(*inputs), block(*inputs), atol=1e-5, rtol=1e-5)
-
-    def test_model_exported_over_lengths(self):
-        torch.manual_seed(0)
-        model = TDMER({"text": 6, "audio": 4}, 3, width=8, heads=2).eval()
-        t, u = torch.export.Dim("t", min=2, max=64), torch.export.Dim("u", min=2, max=64)
-
-        def draw(text, audio):
-            parts = (ragged(2, text, 6), ragged(2, audio, 4, seed=1))
-            return tuple(
-                dict(zip(("text", "audio"), x, strict=True)) for x in zip(*parts, strict=True)
-            )
-
-        shapes = {name: {1: dim} for name, dim in (("text", t), ("audio", u))}
-        program = torch.export.export(model, draw(5, 9), dynamic_shapes=(shapes, shapes)).module()
-        inputs = draw(12, 3)
-        torch.testing.assert_close(program(*inputs).logits, model(*inputs).logits)
 
     @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
     def test_mapped_over_samples(self):

@@ -13,6 +13,7 @@ import tdmer
 
 DOCS = Path(__file__).parents[1] / "docs"
 README = "../README.md"
+EXPORT = "export.md"  # run by test_export.py, which looks at what it makes
 PAGES = [README, *sorted(path.relative_to(DOCS).as_posix() for path in DOCS.glob("*.md"))]
 
 FENCE = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -66,17 +67,9 @@ def test_public_name_is_in_the_reference_with_an_example(module, name, reference
         assert doctest.DocTestParser().get_examples(thing.__doc__)
 
 
-# A loader of the Trainer asks for pinned memory even where there is no accelerator.
-@pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
-def test_programs_of_a_page_run(page, tmp_path, monkeypatch):
-    if page == "trainer.md":
-        pytest.importorskip("accelerate")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    namespace = {}
-    for language, source, line in blocks(page):
+def run(page, parts, namespace):
+    """Run blocks of a page, and return the names they leave."""
+    for language, source, line in parts:
         # A page is read from the top, but what the README shows is pasted piece by piece.
         if page == README or not namespace:
             namespace = {"__name__": "page"}
@@ -90,6 +83,19 @@ def test_programs_of_a_page_run(page, tmp_path, monkeypatch):
         runner.run(test, out=report.append, clear_globs=False)
         assert not runner.failures, "".join(report)
         namespace = test.globs
+    return namespace
+
+
+# A loader of the Trainer asks for pinned memory even where there is no accelerator.
+@pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page) and page != EXPORT])
+def test_programs_of_a_page_run(page, tmp_path, monkeypatch):
+    if page == "trainer.md":
+        pytest.importorskip("accelerate")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    namespace = run(page, blocks(page), {})
     if page == "trainer.md":
         errors = [
             row["eval_mae"] for row in namespace["trainer"].state.log_history if "eval_mae" in row

@@ -775,19 +775,6 @@ class TestBadInput:
 
 @pytest.mark.usefixtures("unchecked")
 class TestOtherRuntimes:
-    def test_exported_with_a_dynamic_batch(self):
-        model = make_model().eval()
-        inputs, masks, _ = make_batch(b=3)
-        auto = torch.export.Dim.AUTO
-        shapes = tuple({n: {0: auto, 1: auto} for n in DIMS} for _ in range(2))
-        program = torch.export.export(model, (inputs, masks), dynamic_shapes=shapes).module()
-        for b in (1, 2, 32):
-            inputs, masks, _ = make_batch(b=b)
-            inputs, masks = pad(inputs, masks, 4, NAN)
-            found, expected = program(inputs, masks), model(inputs, masks)
-            torch.testing.assert_close(found.logits, expected.logits)
-            torch.testing.assert_close(found.common.edges, expected.common.edges)
-
     @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
     @pytest.mark.filterwarnings("ignore::UserWarning")
     def test_dynamic_int8(self):

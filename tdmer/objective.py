@@ -266,7 +266,7 @@ class TDMERLoss(nn.Module):
 
     def _cross_modal(self, output: TDMEROutput) -> Iterator[Mean]:
         common, enhanced, present = output.common, output.enhanced, output.present
-        samples = len(present)
+        samples = present.shape[0]
         by_branch = [x for name, x in output.branch_logits.items() if name != COMMON]
         for name, logits, edges in (
             ("dc", common.logits, common.edges),

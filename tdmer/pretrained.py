@@ -277,10 +277,14 @@ def _replace(path: Path, content: bytes) -> None:
     # Whatever happens leaves the old content or the new, whole.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-    finally:
+    except OSError:
         temporary.unlink(missing_ok=True)
+        raise
 
 
 def _plain(value: Any) -> Any:

@@ -214,8 +214,8 @@ def test_an_interrupted_run_can_be_resumed(train, tmp_path, whole):
     assert files(tmp_path) == whole
 
 
-# Of the start, of each epoch, and the weights and figures of the end.
-@pytest.mark.parametrize("write", range(6))
+# Of the start, of each epoch, and the model's three and the figures of the end.
+@pytest.mark.parametrize("write", range(8))
 def test_a_crash_before_a_file_has_its_name(train, tmp_path, whole, write):
     def crash(script, patch):
         patch.setattr(os, "replace", raising(os.replace, write))
@@ -243,7 +243,7 @@ def test_what_another_process_left_half_written_is_removed(train, cut_run, whole
 
 def test_a_crash_before_the_checkpoint_is_given_up(train, tmp_path, whole):
     def crash(script, patch):
-        patch.setattr(Path, "unlink", raising(Path.unlink, 3))  # after those of the start
+        patch.setattr(Path, "unlink", raising(Path.unlink, 5))  # after those of the start
 
     with pytest.raises(Killed):
         train(tmp_path, setup=crash)
@@ -477,4 +477,4 @@ def test_runs_that_are_killed_by_the_system(data):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("3 of 3") == 1
+    assert done.stdout.count("5 of 5") == 1

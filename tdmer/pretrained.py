@@ -30,6 +30,8 @@ class Pretrained(nn.Module):
     Attributes:
         options: All arguments of the constructor, as JSON can hold them; mappings are by modality.
         modalities: Names of the modalities, in order.
+        task_config: The task that the model was saved with, as :func:`tdmer.tasks.from_config`
+            takes it; None: not known.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -43,11 +45,13 @@ class Pretrained(nn.Module):
 
     options: dict[str, Any]
     modalities: tuple[str, ...]
+    task_config: dict[str, Any] | None = None
 
     def save_pretrained(
         self,
         folder: str | os.PathLike[str],
         *,
+        task: nn.Module | None = None,
         data: str = "",
         metrics: Mapping[str, float] | None = None,
         limits: str = "",
@@ -59,15 +63,19 @@ class Pretrained(nn.Module):
 
         Args:
             folder: Where to write; it is made.
+            task: What the predictions mean, for :class:`tdmer.Predictor`; one of
+                :mod:`tdmer.tasks`. None: the task that the model was loaded with, if any.
             data: For the card: what the model was trained and measured on.
             metrics: For the card: figures by name.
             limits: For the card: what the model is not to be used for.
 
         Raises:
             OSError: The folder cannot be written.
+            TypeError: The task has no ``config``.
         """
         from safetensors.torch import save
 
+        described = self.task_config if task is None else _describe(task)
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         weights = {name: x.detach().contiguous() for name, x in self.state_dict().items()}
@@ -78,10 +86,12 @@ class Pretrained(nn.Module):
             # JSON objects have no order, and other programs sort them.
             "modalities": list(self.modalities),
             "options": self.options,
+            "task": described,
         }
         _replace(place / CONFIG, f"{json.dumps(config, indent=2, default=_plain)}\n".encode())
         if data or metrics or limits or not (place / CARD).exists():
-            _replace(place / CARD, _card(self, data, metrics or {}, limits).encode())
+            card = _card(self, described, data, metrics or {}, limits)
+            _replace(place / CARD, card.encode())
 
     @classmethod
     def from_pretrained(
@@ -133,8 +143,10 @@ class Pretrained(nn.Module):
                     f"{name} must hold {CONFIG} and {WEIGHTS}, as save_pretrained writes them: "
                     f"there is no {file}"
                 )
-        options = _read_config(place / CONFIG, cls)
-        return load_weights(cls, options, place / WEIGHTS)
+        options, task = _read_config(place / CONFIG, cls)
+        model = load_weights(cls, options, place / WEIGHTS)
+        model.task_config = task
+        return model
 
     def push_to_hub(
         self,
@@ -144,6 +156,7 @@ class Pretrained(nn.Module):
         token: str | bool | None = None,
         revision: str | None = None,
         commit_message: str = "Upload model",
+        task: nn.Module | None = None,
         data: str = "",
         metrics: Mapping[str, float] | None = None,
         limits: str = "",
@@ -156,6 +169,7 @@ class Pretrained(nn.Module):
             token: Access token of the Hub; None: the one that is stored.
             revision: Branch to commit to; None: the main one.
             commit_message: Of the commit.
+            task: As in :meth:`save_pretrained`.
             data: As in :meth:`save_pretrained`.
             metrics: As in :meth:`save_pretrained`.
             limits: As in :meth:`save_pretrained`.
@@ -165,7 +179,7 @@ class Pretrained(nn.Module):
         api = HfApi(token=token)
         made = api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, data=data, metrics=metrics, limits=limits)
+            self.save_pretrained(folder, task=task, data=data, metrics=metrics, limits=limits)
             commit = api.upload_folder(
                 repo_id=made.repo_id,
                 folder_path=folder,
@@ -251,7 +265,17 @@ def _outline(kind: type[M], options: Mapping[str, Any], most: int) -> M:
         return kind(**options)
 
 
-def _read_config(path: Path, kind: type[Pretrained]) -> dict[str, Any]:
+def _describe(task: Any) -> dict[str, Any]:
+    if not isinstance(getattr(task, "config", None), dict):
+        got = type(task).__name__
+        raise TypeError(f"task must be one of tdmer.tasks, or have a config as they, got {got}")
+    return dict(task.config)
+
+
+def _read_config(
+    path: Path, kind: type[Pretrained]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the options and the task, which files of before do not have."""
     try:
         config = json.loads(path.read_bytes())
         if config["model"] != kind.__name__:
@@ -266,11 +290,14 @@ def _read_config(path: Path, kind: type[Pretrained]) -> dict[str, Any]:
                 if sorted(value) != sorted(modalities):
                     raise ValueError(f"{name} of {list(value)} for modalities {modalities}")
                 options[name] = {m: value[m] for m in modalities}
+        task = config.get("task")
+        if not isinstance(task, dict | None):
+            raise ValueError(f"a task that is a {type(task).__name__}")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} must be one that save_pretrained of a {kind.__name__} wrote, got {error!r}"
         ) from None
-    return options
+    return options, task
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -298,7 +325,13 @@ def _version() -> str:
     return version("tdmer")
 
 
-def _card(model: Pretrained, data: str, metrics: Mapping[str, float], limits: str) -> str:
+def _card(
+    model: Pretrained,
+    task: Mapping[str, Any] | None,
+    data: str,
+    metrics: Mapping[str, float],
+    limits: str,
+) -> str:
     kind, options = type(model).__name__, dict(model.options)
     dims = options.pop("dims", {})
     lines = [
@@ -327,6 +360,10 @@ def _card(model: Pretrained, data: str, metrics: Mapping[str, float], limits: st
         "## Options",
         "",
         *_table("option", "value", options.items()),
+        "",
+        "## Task",
+        "",
+        *(_table("option", "value", task.items()) if task else ["Not stated."]),
         "",
         "## Data",
         "",

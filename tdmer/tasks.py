@@ -2,10 +2,12 @@
 
 A task is called with logits and labels and returns the supervised loss of every sample. A label
 may be missing; the sample's loss is then 0 and :meth:`labelled` is False. Every task knows its
-number of classes: ``TDMER(dims, task.num_classes)``.
+number of classes: ``TDMER(dims, task.num_classes)``. Its ``config`` is JSON that
+:func:`from_config` makes the same task of; saved models carry it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -25,12 +27,14 @@ class Classification(nn.Module):
 
     Args:
         num_classes: Number of classes, at least 2.
+        classes: Their names, in order, for predictions that are read; None: they have none.
         label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1). The
             true class probability is that of the label as it is.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: ``num_classes`` is below 2, or ``label_smoothing`` out of range.
+        ValueError: ``num_classes`` is below 2, ``classes`` are not as many different names, or
+            ``label_smoothing`` is out of range.
 
     Example:
         >>> task = Classification(2)
@@ -43,16 +47,33 @@ class Classification(nn.Module):
 
     missing = -100
 
-    def __init__(self, num_classes: int, *, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        classes: Sequence[str] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
         super().__init__()
         check_count("num_classes", num_classes, least=2)
         check_real("label_smoothing", label_smoothing, below=1.0)
         self.num_classes = num_classes
+        self.classes = _names(classes, num_classes)
         self.label_smoothing = label_smoothing
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What :func:`from_config` makes this task of."""
+        return {
+            "name": "Classification",
+            "num_classes": self.num_classes,
+            "classes": self.classes,
+            "label_smoothing": self.label_smoothing,
+        }
 
     def extra_repr(self) -> str:
         """Return the options."""
-        return f"num_classes={self.num_classes}, label_smoothing={self.label_smoothing}"
+        return _shown(self.config)
 
     def forward(
         self, logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]
@@ -153,12 +174,19 @@ class Sentiment(nn.Module):
         """Number of class values."""
         return len(self.values)
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """What :func:`from_config` makes this task of."""
+        return {
+            "name": "Sentiment",
+            "values": self.values.tolist(),
+            "l1_weight": self.l1_weight,
+            "label_smoothing": self.label_smoothing,
+        }
+
     def extra_repr(self) -> str:
         """Return the options."""
-        return (
-            f"values={tuple(self.values.tolist())}, l1_weight={self.l1_weight}, "
-            f"label_smoothing={self.label_smoothing}"
-        )
+        return _shown(self.config)
 
     def target(self, labels: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
         """Split labels between class values; rows sum to 1, and to 0 where a label is missing.
@@ -229,10 +257,11 @@ class MultiLabel(nn.Module):
 
     Args:
         num_classes: Number of labels.
+        classes: Their names, as in :class:`Classification`.
 
     Raises:
-        TypeError: ``num_classes`` is not an int.
-        ValueError: ``num_classes`` is below 1.
+        TypeError: ``num_classes`` is not an int, or ``classes`` are no names.
+        ValueError: ``num_classes`` is below 1, or ``classes`` are not as many different names.
 
     Example:
         >>> task = MultiLabel(2)
@@ -243,14 +272,24 @@ class MultiLabel(nn.Module):
         tensor([[0.5000, 0.8808]])
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, *, classes: Sequence[str] | None = None) -> None:
         super().__init__()
         check_count("num_classes", num_classes)
         self.num_classes = num_classes
+        self.classes = _names(classes, num_classes)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What :func:`from_config` makes this task of."""
+        return {
+            "name": "MultiLabel",
+            "num_classes": self.num_classes,
+            "classes": self.classes,
+        }
 
     def extra_repr(self) -> str:
         """Return the options."""
-        return f"num_classes={self.num_classes}"
+        return _shown(self.config)
 
     def forward(
         self, logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"]
@@ -296,6 +335,55 @@ class MultiLabel(nn.Module):
         if is_readable(labels):
             wrong = (labels != 0) & (labels != 1) & ~labels.isnan()
             _refuse(labels, wrong, "be 0 or 1, or NaN where missing")
+
+
+def from_config(config: Mapping[str, Any]) -> Classification | Sentiment | MultiLabel:
+    """Make the task whose ``config`` this is, such as a saved model has it.
+
+    Args:
+        config: The task's ``name`` and the arguments of its constructor. It may be of any origin.
+
+    Raises:
+        ValueError: It is not such as a task's ``config``.
+
+    Example:
+        >>> task = Classification(2, classes=["calm", "angry"])
+        >>> task.config["classes"]
+        ['calm', 'angry']
+        >>> from_config(task.config)
+        Classification(num_classes=2, classes=['calm', 'angry'], label_smoothing=0.0)
+    """
+    try:
+        options = dict(config)
+        return _TASKS[options.pop("name")](**options)
+    except Exception as error:
+        # Whatever JSON of any origin makes of these lines, it is the configuration that is wrong.
+        got = f"{config!r:.200}: {error!r:.200}"
+        raise ValueError(f"task must be the config of one of {list(_TASKS)}, got {got}") from None
+
+
+_TASKS: dict[str, type[Classification | Sentiment | MultiLabel]] = {
+    "Classification": Classification,
+    "Sentiment": Sentiment,
+    "MultiLabel": MultiLabel,
+}
+
+
+def _names(classes: Sequence[str] | None, count: int) -> list[str] | None:
+    """Return the names of the classes as a list, checked."""
+    if classes is None:
+        return None
+    names = list(classes)
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"classes must be a sequence of strings, got {classes!r:.100}")
+    if len(names) != count or len(set(names)) != count:
+        raise ValueError(f"classes must be {count} different names, got {names!r:.100}")
+    return names
+
+
+def _shown(config: Mapping[str, Any]) -> str:
+    """Return how a task shows its options: those that say something."""
+    return ", ".join(f"{k}={v!r}" for k, v in config.items() if k != "name" and v is not None)
 
 
 def _precise(x: Tensor) -> Tensor:

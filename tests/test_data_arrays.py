@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from tdmer.data import from_arrays, from_sequences
+from tdmer.data import describe, from_arrays, from_sequences
 
 LENGTHS = {"audio": [2, 3, 0], "text": [4, 1, 2]}
 WIDTHS = {"audio": 2, "text": 3}
@@ -243,6 +243,16 @@ def test_names_of_classes_become_numbers(make, labels):
     assert data.labels.tolist() == [2, 1, -100]
     assert data.classes == data[1:].classes == ["angry", "glad", "sad"]
     assert make(padded(), [2, 1, 0]).classes is None
+
+
+@pytest.mark.parametrize("make", [from_arrays, from_sequences])
+def test_without_labels_all_are_missing(make):
+    data, named = make(padded()), make(padded(), classes=["glad", "sad"])
+    assert data.labels.isnan().tolist() == [True] * 3
+    assert (data.labels.dtype, named.labels.dtype) == (torch.float32, torch.int64)
+    assert named.labels.tolist() == [-100] * 3
+    assert {m: x.shape[1] for m, x in data[1].inputs.items()} == WIDTHS
+    assert "train: 3 samples" in str(describe({"train": data}))
 
 
 @pytest.mark.parametrize("kind", ["array", "pandas", "arrow"])

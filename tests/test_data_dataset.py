@@ -365,6 +365,13 @@ def test_order_of_modalities_is_that_of_the_first_sample():
 # What a model makes of damage
 
 
+def test_samples_need_no_label():
+    samples = [Sample({"a": ONE}), Sample({"a": torch.ones(2, 1)}, id="two")]
+    batch = collate(samples)
+    assert batch.labels.isnan().tolist() == [True, True]
+    assert batch.ids == ["", "two"]
+
+
 def test_damaged_entries_count_as_the_mean_and_a_sample_of_nothing_is_predicted():
     whole = sequences()
     whole["text"] = [np.full((3, 4), 2.0), np.arange(4.0)[None], np.zeros((0, 4))]

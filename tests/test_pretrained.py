@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tdmer import TDMER
+from tdmer import TDMER, Classification, Sentiment
+from tdmer.tasks import from_config
 
 DIMS = {"text": 6, "audio": 4, "video": 3}
 VARIANTS = [
@@ -117,6 +118,34 @@ def test_sorted_keys_change_nothing(tmp_path):
     restored = TDMER.from_pretrained(tmp_path)
     assert restored.modalities == ("video", "text", "audio")
     assert torch.equal(restored(sequences(model)).logits, model(sequences(model)).logits)
+
+
+def test_the_task_is_kept(tmp_path):
+    task = Classification(3, classes=["glad", "sad", "calm"])
+    make_model().save_pretrained(tmp_path, task=task)
+    assert "| classes | ['glad', 'sad', 'calm'] |" in (tmp_path / "README.md").read_text()
+    model = TDMER.from_pretrained(tmp_path)
+    assert from_config(model.task_config).config == task.config
+    model.save_pretrained(tmp_path / "again")
+    assert TDMER.from_pretrained(tmp_path / "again").task_config == task.config
+
+
+def test_files_without_a_task_are_read(saved):
+    assert TDMER.from_pretrained(saved).task_config is None
+    path = saved / "config.json"
+    config = json.loads(path.read_text())
+    del config["task"]  # as before it was kept
+    path.write_text(json.dumps(config))
+    assert TDMER.from_pretrained(saved).task_config is None
+    path.write_text(json.dumps(config | {"task": "eval"}))
+    with pytest.raises(ValueError, match="a task that is a str"):
+        TDMER.from_pretrained(saved)
+
+
+def test_a_task_that_cannot_be_kept_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(TypeError, match="or have a config as they, got Linear"):
+        make_model().save_pretrained(tmp_path, task=torch.nn.Linear(2, 2))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -335,7 +364,9 @@ def test_the_hub_gets_the_same_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     model = make_model()
-    address = model.push_to_hub("user/model", private=True, token="secret", limits="Few data.")
+    address = model.push_to_hub(
+        "user/model", private=True, token="secret", limits="Few data.", task=Sentiment((0, 1, 2))
+    )
     assert address == "https://huggingface.co/user/model/commit/1"
     assert hub.calls == [
         {"token": "secret"},
@@ -349,6 +380,7 @@ def test_the_hub_gets_the_same_files(tmp_path, monkeypatch):
     }
     assert "Few data." in (tmp_path / "README.md").read_text()
     restored = TDMER.from_pretrained("user/model", revision="main", local_files_only=True)
+    assert restored.task_config["name"] == "Sentiment"
     assert asked["repo_id"] == "user/model"
     assert (asked["revision"], asked["local_files_only"]) == ("main", True)
     assert set(asked["allow_patterns"]) == {"config.json", "model.safetensors"}

@@ -1,5 +1,8 @@
 """Classification, sentiment and multi-label tasks."""
 
+import inspect
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch.nn import functional as F
 
 from tdmer import TDMER
 from tdmer.objective import Task
-from tdmer.tasks import Classification, MultiLabel, Sentiment
+from tdmer.tasks import Classification, MultiLabel, Sentiment, from_config
 
 from .strategies import known_probabilities, thorough
 
@@ -324,13 +327,59 @@ def test_the_number_of_classes_is_the_width_of_the_logits(task, labels):
     assert Sentiment().num_classes == 7
 
 
+TASKS = [
+    Classification(3, label_smoothing=0.25),
+    Classification(2, classes=("glad", "sad")),
+    Sentiment((-1, 0.1, 2.5), l1_weight=0.5, label_smoothing=0.125),
+    MultiLabel(1),
+    MultiLabel(2, classes=["glad", "sad"]),
+]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=str)
+def test_a_task_is_made_of_its_config(task):
+    config = json.loads(json.dumps(task.config))
+    names = inspect.signature(type(task)).parameters
+    assert list(config) == ["name", *names]  # nothing is left to a default
+    again = from_config(config)
+    assert type(again) is type(task)
+    assert again.config == task.config
+    logits = random(4, task.num_classes)
+    assert torch.equal(again.predict(logits), task.predict(logits))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(None, 3, "Sentiment", [], {}, {"name": "eval", "source": "1"}, {"name": ["Sentiment"]}),
+        {"name": "Classification"},
+        {"name": "Classification", "num_classes": "3"},
+        {"name": "Classification", "num_classes": 2, "classes": "ab"},
+        {"name": "Classification", "num_classes": 2, "classes": ["a", "a"]},
+        {"name": "Classification", "num_classes": 3, "classes": ["a", "b"]},
+        {"name": "MultiLabel", "num_classes": 2, "classes": ["a", None]},
+        {"name": "MultiLabel", "num_classes": 2, "values": [1, 2]},
+        {"name": "Sentiment", "values": [2, 1]},
+        {"name": "Sentiment", "values": "many"},
+        {"name": "Sentiment", "values": [[0, 1], [2]]},
+        {"name": "Sentiment", "values": [0, 10**400]},
+        {"name": "Sentiment", "l1_weight": float("nan")},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("unchecked")
+def test_other_configs_are_refused(config):
+    with pytest.raises(ValueError, match=r"task must be the config of one of \['Classification'"):
+        from_config(config)
+
+
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
         (Classification(3), "Classification(num_classes=3, label_smoothing=0.0)"),
         (
             Sentiment((-1, 0.5), l1_weight=2.0, label_smoothing=0.5),
-            "Sentiment(values=(-1.0, 0.5), l1_weight=2.0, label_smoothing=0.5)",
+            "Sentiment(values=[-1.0, 0.5], l1_weight=2.0, label_smoothing=0.5)",
         ),
         (MultiLabel(4), "MultiLabel(num_classes=4)"),
     ],

@@ -15,7 +15,7 @@ from tdmer.data.readers import _pads
 
 def from_arrays(
     inputs: Mapping[str, Any],
-    labels: Any,
+    labels: Any = None,
     *,
     ids: Iterable[Any] | None = None,
     lengths: Mapping[str, Any] | None = None,
@@ -37,7 +37,7 @@ def from_arrays(
         inputs: modality name → ``(n, t, f)`` array or tensor of numbers, or ``(n, f)``, which is
             one step per sample.
         labels: ``(n,)`` or ``(n, k)`` numbers, of any kind of column; None and NaN: missing. With
-            ``classes``: ``(n,)`` names of these.
+            ``classes``: ``(n,)`` names of these. None as a whole: all are missing.
         ids: one name per sample, str, bytes or int; running numbers by default.
         lengths: modality name → ``(n,)`` whole numbers. Any modalities may be left out.
         masks: modality name → ``(n, t)``, True or 1 where a step is real, without holes, and
@@ -100,7 +100,7 @@ def from_arrays(
 
 def from_sequences(
     inputs: Mapping[str, Iterable[Any]],
-    labels: Any,
+    labels: Any = None,
     *,
     ids: Iterable[Any] | None = None,
     classes: Iterable[str] | None = None,
@@ -115,7 +115,7 @@ def from_sequences(
     Args:
         inputs: modality name → column of sequences.
         labels: ``(n,)`` or ``(n, k)`` numbers, of any kind of column; None and NaN: missing. With
-            ``classes``: ``(n,)`` names of these.
+            ``classes``: ``(n,)`` names of these. None as a whole: all are missing.
         ids: one name per sample, str, bytes or int; running numbers by default.
         classes: the names of the classes, as in :func:`from_arrays`.
 
@@ -158,6 +158,9 @@ def _check_names(inputs: Any, **others: Any) -> None:
 
 def _dataset(inputs: Mapping[str, Any], labels: Any, ids: Any, classes: Any) -> MultimodalDataset:
     names = None if classes is None else _names("classes", classes)
+    if labels is None:
+        # One for each sample, so that what is missing follows one rule.
+        labels = [None if names else np.nan] * len(next(iter(inputs.values())))
     target = _target(labels) if names is None else _class_numbers(labels, names)
     data = MultimodalDataset(inputs, target, None if ids is None else _entries("ids", ids))
     data.classes = names

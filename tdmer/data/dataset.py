@@ -21,9 +21,9 @@ class Sample(NamedTuple):
 
     inputs: dict[str, Float[Tensor, "t f"]]
     """Its sequence by modality; zero steps: the modality is missing for this sample."""
-    label: Shaped[Tensor, "..."]
-    """A scalar, or one value per class for multi-label data."""
-    id: str
+    label: Shaped[Tensor, "..."] = torch.tensor(float("nan"))
+    """A scalar, or one value per class for multi-label data; NaN, or -100 for classes: missing."""
+    id: str = ""
     """The name of the sample."""
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tdmer.metrics import classification_metrics, sentiment_metrics
     from tdmer.model import TDMER, TDMEROutput
     from tdmer.objective import LossTerms, TDMERLoss
+    from tdmer.prediction import Predictor
     from tdmer.tasks import Classification, MultiLabel, Sentiment
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "LossTerms",
     "MultiLabel",
     "OrthogonalLoss",
+    "Predictor",
     "Sentiment",
     "TCPFusion",
     "TDMERLoss",
@@ -49,7 +51,7 @@ __all__ = [
     "true_class_probability",
 ]
 
-_HOMES = ("losses", "fusion", "model", "objective", "tasks", "metrics")
+_HOMES = ("losses", "fusion", "model", "objective", "tasks", "metrics", "prediction")
 _MODULES = (*_HOMES, "layers", "masks", "data", "pretrained", "trainer", "viz")
 
 

@@ -109,6 +109,16 @@ class Classification(nn.Module):
         """Return the most probable class."""
         return logits.argmax(dim=-1)
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the classes, their numbers where they have none."""
+        return self.classes or [str(number) for number in range(self.num_classes)]
+
+    def decide(self, logits: Float[Tensor, "b k"]) -> list[str]:
+        """Return the name of the most probable class of every sample."""
+        names = self.names
+        return [names[number] for number in self.predict(logits).tolist()]
+
     def _check(self, logits: Tensor, labels: Tensor) -> None:
         check_features("logits", logits, ndim=2, width=self.num_classes)
         if labels.dtype != torch.int64:
@@ -241,6 +251,16 @@ class Sentiment(nn.Module):
         probabilities = self.probabilities(logits)
         return probabilities @ self.values.to(probabilities.dtype)
 
+    @property
+    def names(self) -> list[str]:
+        """The class values as text."""
+        return [f"{value:.7g}" for value in self.values.tolist()]
+
+    def decide(self, logits: Float[Tensor, "b k"]) -> list[float]:
+        """Return the score of every sample, as :meth:`predict` does."""
+        scores: list[float] = self.predict(logits).tolist()
+        return scores
+
     def _check(self, logits: Tensor, labels: Tensor) -> None:
         check_features("logits", logits, ndim=2, width=self.num_classes)
         check_features("labels", labels, ndim=1)
@@ -323,6 +343,16 @@ class MultiLabel(nn.Module):
     def predict(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Return the probability of every label."""
         return self.probabilities(logits)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the labels, their numbers where they have none."""
+        return self.classes or [str(number) for number in range(self.num_classes)]
+
+    def decide(self, logits: Float[Tensor, "b k"]) -> list[list[str]]:
+        """Return the names of the labels of every sample that are at least as probable as not."""
+        chosen = (self.probabilities(logits) >= 0.5).tolist()
+        return [[n for n, is_so in zip(self.names, row, strict=True) if is_so] for row in chosen]
 
     @staticmethod
     def _mean_known(values: Tensor, known: Tensor) -> Tensor:

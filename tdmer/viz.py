@@ -1,9 +1,11 @@
 """Pictures; matplotlib (extra ``viz``) is imported when one is drawn."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tdmer.objective import TERMS
+from tdmer.prediction import Prediction, shown
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -77,3 +79,78 @@ def training_curves(
             axes.axvline(chosen, color="0.7", linestyle="--", zorder=0)
     weights.set_ylim(bottom=0)
     return figure
+
+
+def contributions(prediction: Prediction) -> "matplotlib.figure.Figure":
+    """Draw one prediction, and what each branch contributes to it.
+
+    Left, the probability of every class value, class or label. Of a scale, a dashed line marks the
+    score; of classes, what is predicted is dark; of labels, a dashed line is where that begins.
+    Right, the weight of every branch in the fusion, and hatched the confidence in the modality by
+    itself, before it attends to others. Below its name stands what the branch predicts alone.
+
+    Args:
+        prediction: What :class:`~tdmer.Predictor` returns for a sample.
+
+    Returns:
+        A figure with two axes, which belongs to no window: ``figure.savefig("clip.png")``.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+
+    Example:
+        >>> from tdmer.prediction import Contribution
+        >>> glad = {"glad": 0.75, "sad": 0.25}
+        >>> branches = {"text": Contribution(0.5, "glad", glad, 0.625)}
+        >>> prediction = Prediction("clip", "Classification", "glad", glad, branches, ["audio"])
+        >>> figure = contributions(prediction)
+        >>> [axes.get_title() for axes in figure.axes]
+        ['clip: glad', 'Branches, with what each predicts alone']
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    alone = {name: shown(branch.prediction) for name, branch in prediction.branches.items()}
+    alone |= dict.fromkeys(prediction.missing, "missing")
+    size = max(len(prediction.probabilities), 2 * len(alone))
+    figure = Figure(figsize=(10, 1.8 + 0.28 * size), layout="constrained")
+    outcome, parts = figure.subplots(1, 2)
+    # Names are no formulas, though they may hold dollars, as those of MOSI's clips do.
+    outcome.set_title(f"{prediction.id}: {shown(prediction.prediction)}", parse_math=False)
+    _draw_outcome(outcome, prediction)
+
+    weight: dict[str, Any] = {"color": "0.35", "label": "weight in the fusion"}
+    confidence: dict[str, Any] = {"hatch": "///", "facecolor": "0.9", "edgecolor": "0.35"}
+    confidence["label"] = "confidence by itself"
+    for row, branch in enumerate(prediction.branches.values()):
+        parts.barh(row - 0.2, branch.weight, 0.36, **weight)
+        if branch.confidence is not None:
+            parts.barh(row + 0.2, branch.confidence, 0.36, **confidence)
+    labels = [f"{name}\n{said}" for name, said in alone.items()]
+    parts.set_yticks(range(len(alone)), labels, parse_math=False)
+    parts.set(title="Branches, with what each predicts alone", xlabel="weight, confidence")
+    parts.set(xlim=(0, 1), ylim=(len(alone) - 0.5, -0.5))
+    handles = [*outcome.lines, Patch(**weight), Patch(**confidence)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _draw_outcome(axes: Any, prediction: Prediction) -> None:
+    names, values = list(prediction.probabilities), list(prediction.probabilities.values())
+    decision = prediction.prediction
+    if isinstance(decision, float):
+        scale = [float(name) for name in names]
+        gap = min(b - a for a, b in pairwise(scale))
+        axes.bar(scale, values, 0.8 * gap, color="0.7")
+        axes.axvline(decision, color="black", linestyle="--", label="score")
+        axes.set_xticks(scale, names)
+        axes.set(xlabel="class value", ylabel="probability")
+        return
+    chosen = [decision] if isinstance(decision, str) else decision
+    colors = ["0.35" if name in chosen else "0.7" for name in names]
+    axes.barh(range(len(names)), values, 0.7, color=colors)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set(xlim=(0, 1), xlabel="probability")
+    axes.invert_yaxis()
+    if not isinstance(decision, str):
+        axes.axvline(0.5, color="black", linestyle="--", label="predicted from here")

@@ -17,7 +17,16 @@ import pytest
 import torch
 
 import tdmer
-from tdmer import TDMER, Classification, MultiLabel, Sentiment, TDMERLoss, losses, metrics
+from tdmer import (
+    TDMER,
+    Classification,
+    MultiLabel,
+    Predictor,
+    Sentiment,
+    TDMERLoss,
+    losses,
+    metrics,
+)
 from tdmer.data import (
     LengthBucketSampler,
     MultimodalDataset,
@@ -34,6 +43,7 @@ from tdmer.data import (
 from tdmer.fusion import TCPFusion, tcp_loss
 from tdmer.layers import CrossAttention, InputNormalization
 from tdmer.masks import masked_mean
+from tdmer.tasks import from_config
 from tdmer.trainer import TDMERForTrainer, collate_for_trainer
 
 PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
@@ -140,6 +150,10 @@ def forward(masks: Any = None, **changes: Any) -> Callable[[Path], Any]:
 
 def made(call: Callable[[], Any]) -> Callable[[Path], Any]:
     return lambda _: call()
+
+
+def predicted(inputs: Any, **options: Any) -> Callable[[Path], Any]:
+    return lambda _: Predictor(model(), Classification(3), **options)(inputs)
 
 
 def objective(**options: Any) -> Callable[[Path], Any]:
@@ -331,6 +345,30 @@ TENSORS = [
     ("a batch of no sample", made(lambda: collate([]))),
     ("a batch of others than samples", made(lambda: collate([{"text": torch.ones(2, 3)}]))),
 ]
+PREDICTION = [
+    ("an unknown modality", predicted({"text": ONES[0], "video": ONES[0]})),
+    ("another width", predicted({"text": np.ones((4, 5))})),
+    ("a vector of another width", predicted({"text": np.ones(5)})),
+    ("several samples in one array", predicted({"text": ONES})),
+    ("nothing finite", predicted({"text": np.full((4, 3), np.nan), "audio": np.ones(2)})),
+    ("no modality", predicted([{"text": ONES[0]}, {}])),
+    ("modalities that are all missing", predicted({"text": None, "audio": np.ones((0, 2))})),
+    ("a string without an extractor", predicted({"text": "such a day"})),
+    ("an extractor of no numbers", predicted({"text": "a"}, extractors={"text": str.upper})),
+    ("an extractor of an unknown modality", predicted({}, extractors={"video": str.upper})),
+    ("an array for a sample", predicted([ONES[0]])),
+    (
+        "more names than samples",
+        made(
+            lambda: Predictor(model(), Classification(3))([{"text": ONES[0]}], ids=["one", "two"])
+        ),
+    ),
+    ("a data set of another width", predicted(MultimodalDataset({"audio": ONES}, [0, 1]))),
+    ("a model that was saved without a task", made(lambda: Predictor(model()))),
+    ("a task of another model", made(lambda: Predictor(model(), Sentiment()))),
+    ("a task of unknown kind", made(lambda: from_config({"name": "eval", "source": "1"}))),
+    ("class names for other classes", made(lambda: Classification(3, classes=["glad", "sad"]))),
+]
 LABELS = [
     ("names without classes", made(lambda: from_arrays({"text": ONES}, ["glad", "sad"]))),
     (
@@ -436,6 +474,7 @@ GROUPS = {
     "Files": FILES,
     "Contents": CONTENT,
     "Tensors": TENSORS,
+    "Prediction": PREDICTION,
     "Labels": LABELS,
     "Options": OPTIONS,
 }

@@ -22,8 +22,9 @@ FLOORS = (
     "masks",
     "losses layers fusion metrics data pretrained",
     "tasks model",
-    "objective",
+    "objective prediction",
     "viz trainer",
+    "__main__",
 )
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from measure import collect
 from splits import load_splits
-from task import Task, build_task, check_labels, metrics
+from task import Task, check_labels, metrics
 
-from tdmer import TDMER
+from tdmer import TDMER, Predictor
 
 
 def main() -> None:
@@ -47,20 +47,16 @@ def load_run(folder: Path) -> tuple[TDMER, Task, dict[str, Any]]:
         OSError: A file is not there.
         ValueError: The files are not such as train.py writes, or do not fit each other.
     """
-    model = TDMER.from_pretrained(folder)
+    predictor = Predictor.from_pretrained(folder)
     settings = folder / "run.json"
     content, chosen = settings.read_bytes(), (folder / "metrics.json").read_bytes()
     try:
-        config = json.loads(content)
-        task, samples = build_task(**config["task"]), dict(config["samples"])
+        samples = dict(json.loads(content)["samples"])
         samples["modalities"] = json.loads(chosen)["modalities"]
-        classes = model.options["num_classes"]
-        if classes != task.num_classes:
-            raise ValueError(f"{task.num_classes} values for {classes} classes")
     except Exception as error:
         # Whatever a damaged file makes of these lines, it is the file that is to be named.
         raise ValueError(f"{settings} must be one that train.py wrote, got {error!r}") from None
-    return model, task, samples
+    return predictor.model, predictor.task, samples
 
 
 def predict_file(args: argparse.Namespace) -> None:

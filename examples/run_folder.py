@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
+from task import Task
 
 from tdmer import TDMER
 from tdmer.pretrained import CARD, CONFIG, WEIGHTS
@@ -87,12 +88,15 @@ class RunFolder:
             torch.save({"format": FORMAT, **state}, content)
             write(self._checkpoint, content.getvalue())
 
-    def finish(self, metrics: dict[str, Any], model: TDMER | None = None) -> None:
-        """Keep the results, with a model if there is one, and give up the checkpoint."""
+    def finish(
+        self, metrics: dict[str, Any], model: TDMER | None = None, task: Task | None = None
+    ) -> None:
+        """Keep the results, a model with its task if there is one, and give up the checkpoint."""
         if self._main:
             if model is not None:
                 files = "\n".join(f"- {name}, SHA-256 {x}" for name, x in self._data.items())
-                model.save_pretrained(self.path, data=files, metrics=metrics["test"], limits=LIMITS)
+                card: dict[str, Any] = {"data": files, "metrics": metrics["test"], "limits": LIMITS}
+                model.save_pretrained(self.path, task=task, **card)
             write(self.path / "metrics.json", to_json(metrics))
             self._checkpoint.unlink(missing_ok=True)
 

@@ -8,16 +8,16 @@ import torch
 from splits import SPLITS, Samples
 from torch import Tensor
 
-from tdmer import Classification, Sentiment, sentiment_metrics
+from tdmer import Classification, MultiLabel, Sentiment, sentiment_metrics
 from tdmer.metrics import classification_metrics
 
-Task = Sentiment | Classification
+Task = Classification | Sentiment | MultiLabel  # what tdmer.tasks.from_config makes
 
 
 def describe_task(
     splits: Mapping[str, Samples], *, values: list[float], l1_weight: float, label_smoothing: float
 ) -> dict[str, Any]:
-    """Say for JSON which task it is: floating-point labels are scores, whole numbers classes."""
+    """Return the config of the task: floating-point labels are scores, whole numbers classes."""
     labels = torch.cat([data.labels for data in splits.values()])
     kind: dict[str, Any] = (
         {"name": "Sentiment", "values": values, "l1_weight": l1_weight}
@@ -25,12 +25,6 @@ def describe_task(
         else {"name": "Classification", "num_classes": max(2, int(labels.max()) + 1)}
     )
     return kind | {"label_smoothing": label_smoothing}
-
-
-def build_task(name: str, **options: Any) -> Task:
-    """Make the task that :func:`describe_task` described."""
-    kinds: dict[str, type[Task]] = {"Sentiment": Sentiment, "Classification": Classification}
-    return kinds[name](**options)
 
 
 def main_figure(task: Task) -> str:

@@ -12,10 +12,10 @@
 Labels are scores where they are floating point, and classes where they are whole numbers. Every
 choice is made on the validation split, after every epoch and with the moving average of the
 weights; the test split is read once, with the weights that were best there. The run folder then
-holds run.json, metrics.json and the model as TDMER.from_pretrained takes it. Until then it holds
-checkpoint.pt, written after every epoch. What an epoch draws at random depends on the seed, the
-epoch and the process alone, so that --resume, with the same options, ends a run that was killed at
-any moment in the same weights and figures bit for bit.
+holds run.json, metrics.json and the model with its task, as tdmer.Predictor takes it. Until then it
+holds checkpoint.pt, written after every epoch. What an epoch draws at random depends on the seed,
+the epoch and the process alone, so that --resume, with the same options, ends a run that was killed
+at any moment in the same weights and figures bit for bit.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from measure import choose, measure
 from options import parse_args, take_arguments
 from run_folder import RunFolder, chosen
 from splits import fingerprint, load_splits, shared_groups
-from task import build_task, check_labels, check_training, describe_task, main_figure, standing
+from task import check_labels, check_training, describe_task, main_figure, standing
 from torch.optim.lr_scheduler import LinearLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -40,6 +40,7 @@ from torch.utils.data import DataLoader
 import tdmer
 from tdmer import TDMER, LossTerms, TDMERLoss
 from tdmer.data import collate
+from tdmer.tasks import from_config
 
 
 def main() -> None:
@@ -69,7 +70,7 @@ def train(args: argparse.Namespace) -> None:
     samples = take_arguments(options, load_splits)
     data = load_splits(args.data, **samples)
     described = describe_task(data, **take_arguments(options, describe_task))
-    task = build_task(**described)
+    task = from_config(described)
     figure = main_figure(task)
     check_labels(args.data, data, task)
     check_training(data, task)
@@ -178,9 +179,8 @@ def train(args: argparse.Namespace) -> None:
     chosen_model.load_state_dict(best_weights)
     test = measure(chosen_model, task, data["test"].only(best["modalities"]), accelerator)
     best["branches"]["test"] = test.branches
-    run.finish(
-        best | {"test": test.metrics, "weights": test.weights, "history": history}, chosen_model
-    )
+    results = best | {"test": test.metrics, "weights": test.weights, "history": history}
+    run.finish(results, chosen_model, task)
     accelerator.print(f"epoch {best['epoch']} is kept; test: {figure} {test.metrics[figure]:.3f}")
     accelerator.end_training()
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tdmer import TDMER, LossTerms, Sentiment, TDMERLoss
+from tdmer import TDMER, LossTerms, Predictor, Sentiment, TDMERLoss
 from tdmer.data import MultimodalDataset, load_mmsa, open_store, write_store
 
 pytest.importorskip("accelerate", reason="the examples need the extra 'examples'")
@@ -142,6 +142,7 @@ def test_a_run_writes_what_it_says_and_can_be_loaded(monkeypatch, saved, mmsa, t
     assert f"{mmsa.name}, SHA-256 {config['data'][mmsa.name]}" in card
     assert f"| mae | {found['test']['mae']:.4g} |" in card
     assert TDMER.from_pretrained(saved).options["width"] == 8
+    assert Predictor.from_pretrained(saved).task.config == config["task"]
 
     out = tmp_path / "predictions.csv"
     run(monkeypatch, "predict", saved, "--data", mmsa, "--out", out)
@@ -274,6 +275,14 @@ def edit_run(**changes):
     return edit
 
 
+def edit_task(**task):
+    def edit(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"task": task}))
+
+    return edit
+
+
 def edit_weights(change):
     def edit(folder):
         tensors = load_file(folder / "model.safetensors")
@@ -299,14 +308,15 @@ SCORES = {"name": "Sentiment", "l1_weight": 0.5}
         (lambda folder: (folder / "run.json").write_text("[]"), "must be one that train.py"),
         (lambda folder: (folder / "run.json").write_bytes(b"\xff"), "must be one that train.py"),
         (lambda folder: (folder / "run.json").write_text("[" * 10**5), "must be one that train"),
-        (edit_run(task=SCORES | {"values": "many"}), "must be one that train.py wrote"),
-        (edit_run(task=SCORES | {"values": [-1, 0, 1]}), "3 values for 7 classes"),
-        (edit_run(task={"name": "Classification", "num_classes": 8}), "8 values for 7 classes"),
-        (edit_run(task={"name": "eval", "source": "1"}), "must be one that train.py wrote"),
+        (edit_task(**SCORES, values="many"), "task must be the config of one of"),
+        (edit_task(**SCORES, values=[-1, 0, 1]), "have the 7 classes of the model, got 3"),
+        (edit_task(name="Classification", num_classes=8), "7 classes of the model, got 8"),
+        (edit_task(name="MultiLabel", num_classes=7), "labels must"),
+        (edit_task(name="eval", source="1"), "task must be the config of one of"),
         (edit_run(samples=3), "must be one that train.py wrote"),
         (edit_run(samples={"split": "folds:2/0"}), "must be official, folds:K/k"),
         (edit_run(samples={"code": "os.system"}), "code"),
-        (edit_run(task=SCORES | {"values": [3, 2, 1]}), "increas"),
+        (edit_task(**SCORES, values=[3, 2, 1]), "increas"),
         (lambda folder: (folder / "model.safetensors").unlink(), "there is no model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "must be a whole"),
         (

@@ -19,10 +19,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC, SVR
 from splits import Samples, fingerprint, load_splits
-from task import Task, build_task, check_labels, check_training, describe_task
+from task import Task, check_labels, check_training, describe_task
 
 from tdmer import Classification, sentiment_metrics
 from tdmer.metrics import classification_metrics
+from tdmer.tasks import from_config
 
 MLP = {"hidden_layer_sizes": (64,), "early_stopping": True, "max_iter": 1000}
 CLASSIFIERS: dict[str, Callable[[int], Any]] = {
@@ -52,7 +53,7 @@ def fit(name: str, args: argparse.Namespace) -> None:
     samples = take_arguments(dict(vars(args)), load_splits)
     data = load_splits(args.data, **samples)
     described = describe_task(data, **take_arguments(dict(vars(args)), describe_task))
-    task = build_task(**described)
+    task = from_config(described)
     check_labels(args.data, data, task)
     check_training(data, task)
     kinds = CLASSIFIERS if isinstance(task, Classification) else REGRESSORS

@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 _HOMES = ("losses", "fusion", "model", "objective", "tasks", "metrics", "prediction")
-_MODULES = (*_HOMES, "layers", "masks", "data", "pretrained", "trainer", "viz")
+_MODULES = (*_HOMES, "layers", "masks", "data", "pretrained", "trainer", "viz", "encoders")
 
 
 def __getattr__(name: str) -> object:

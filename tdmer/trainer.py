@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from tdmer.data import Sample, collate
+from tdmer.encoders import PretrainedEncoder
 from tdmer.layers import CrossModalEncoder
 from tdmer.objective import TDMERLoss
 
@@ -62,7 +63,7 @@ class TDMERForTrainer(nn.Module):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
-        """Compute cross-modal blocks anew for the gradient, as the Trainer asks for it.
+        """Compute blocks, of encoders too, anew for the gradient, as the Trainer asks for it.
 
         Args:
             activation_checkpointing_kwargs: None, or what is done anyway,
@@ -83,6 +84,8 @@ class TDMERForTrainer(nn.Module):
         for module in self.modules():
             if isinstance(module, CrossModalEncoder):
                 module.recompute = True
+            elif isinstance(module, PretrainedEncoder):
+                module.activation_checkpointing_enable()
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None

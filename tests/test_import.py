@@ -22,7 +22,7 @@ FLOORS = (
     "masks",
     "losses layers fusion metrics data pretrained",
     "tasks model",
-    "objective prediction",
+    "objective prediction encoders",
     "viz trainer",
     "__main__",
 )

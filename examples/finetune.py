@@ -61,7 +61,7 @@ def main() -> None:
     add("--modalities", nargs="+", help="those beside the text; all by default")
     add("--out", type=Path, default=Path("runs/finetuned"), help="folder to write")
     add("--seed", type=int, default=0)
-    add("--epochs", type=int, default=8)
+    add("--epochs", type=int, default=12)
     add("--batch-size", type=int, default=32)
     add("--lr", type=float, default=1e-3, help="highest learning rate of the model")
     add("--encoder-lr", type=float, default=5e-5, help="the same of the encoder")

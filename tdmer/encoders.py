@@ -224,9 +224,7 @@ class PretrainedEncoder(nn.Module):
         pad = getattr(self.model.config, "pad_token_id", None) or 0 if self.kind == "text" else 0
         x = x.masked_fill(~mask, pad)
         if self.kind == "text":
-            # A row without a real step would be NaN inside, and so would the gradient of the rest.
-            seen = mask | ~mask.any(dim=1, keepdim=True)
-            return zero_pads(self._run(input_ids=x, attention_mask=seen.long()), mask), mask
+            return zero_pads(self._run(input_ids=x, attention_mask=mask.long()), mask), mask
         x = x.to(self.model.dtype)
         windows = self.model.config.model_type == "whisper"
         features, mask = (self._encode_windows if windows else self._encode_waves)(x, mask)
@@ -283,7 +281,8 @@ class PretrainedEncoder(nn.Module):
             states = sum(w * h for w, h in zip(weights, found.hidden_states, strict=True))
         else:
             states = found.hidden_states[layer]
-        return cast(Tensor, states[:, 0] if video else states)
+        # Under autocast the last operation may have left another dtype.
+        return cast(Tensor, states[:, 0] if video else states).to(self.model.dtype)
 
     def _encode_frames(self, x: Tensor, mask: Tensor) -> Tensor:
         features, real = self._zeros(*mask.shape), x[mask].to(self.model.dtype)
@@ -326,7 +325,8 @@ class PretrainedEncoder(nn.Module):
         heard = heard.reshape(-1, size).any(dim=1)
         heard = heard | ~heard.any()
         sounds = list(windows[heard].float().cpu().numpy())
-        mels = self.processor(sounds, sampling_rate=self.sampling_rate, return_tensors="pt")
+        with torch.autocast("cpu", enabled=False):  # where the spectrum is computed
+            mels = self.processor(sounds, sampling_rate=self.sampling_rate, return_tensors="pt")
         found = self._run(input_features=mels.input_features.to(x.device, x.dtype))
         features = self._zeros(len(windows), found.shape[1])
         features[heard] = found

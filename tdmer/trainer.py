@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -47,8 +47,8 @@ class TDMERForTrainer(nn.Module):
 
     def forward(
         self,
-        inputs: Mapping[str, Float[Tensor, "b _ _"]],
-        masks: Mapping[str, Bool[Tensor, "b _"] | None] | None = None,
+        inputs: Mapping[str, Shaped[Tensor, "b ..."]],
+        masks: Mapping[str, Bool[Tensor, "b ..."] | None] | None = None,
         labels: Shaped[Tensor, "b ..."] | None = None,
     ) -> dict[str, Tensor]:
         """Return the ``logits`` and, where there are labels, the ``loss`` before them."""

@@ -48,6 +48,7 @@ WAVE = SIZE | {
     "conv_dim": (8, 8),
     "conv_kernel": (10, 3),
     "conv_stride": (5, 2),
+    "conv_bias": True,
     "num_feat_extract_layers": 2,
     "num_conv_pos_embeddings": 4,
     "num_conv_pos_embedding_groups": 2,
@@ -74,10 +75,11 @@ def bert(**options):
 def wave(name, norm, **options):
     torch.manual_seed(0)
     model, config = WAVES[name]
-    stable = norm == "layer"
-    return model(
-        config(feat_extract_norm=norm, do_stable_layer_norm=stable, **WAVE | options)
-    ).eval()
+    options = {"feat_extract_norm": norm, "do_stable_layer_norm": norm == "layer"} | options
+    found = model(config(**WAVE | options)).eval()
+    for layer in found.feature_extractor.conv_layers:  # else the volume would change nothing
+        torch.nn.init.normal_(layer.conv.bias)
+    return found
 
 
 def whisper(kind=WhisperModel):
@@ -267,6 +269,31 @@ def test_nothing_real_is_zeros_with_a_finite_gradient(name):
     assert steps.shape == (2, 0)
 
 
+@pytest.mark.parametrize("name", ENCODERS)
+def test_mixed_precision_runs(name):
+    model, processor, _, _ = ENCODERS[name]
+    encoder = PretrainedEncoder(model(), processor, train=1)
+    x, mask = ragged(encoder.kind, [400, 200] if encoder.kind == "audio" else [3, 2])
+    wanted, steps = encoder(x, mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = encoder(x, mask)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found[steps], wanted[steps], atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if "-" in name])
+def test_recordings_of_no_step_are_missing(name):
+    encoder = PretrainedEncoder(ENCODERS[name][0](), EXTRACTOR)
+    x, mask = ragged("audio", [SAMPLES + 1, SAMPLES - 1, 0])
+    features, steps = encoder(x, mask)
+    assert steps.tolist() == [[True], [False], [False]]
+    torch.testing.assert_close(features[:1], encoder(x[:1])[0])
+    features, steps = encoder(x[:, : SAMPLES - 1], mask[:, : SAMPLES - 1])
+    assert features.shape == (3, 1, 16)
+    assert not steps.any()
+    assert not features.any()
+
+
 DROPPING = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
 
 
@@ -278,7 +305,8 @@ def test_what_is_frozen_has_no_gradient_and_no_dropout():
     features.sum().backward()
     with_gradient = {name for name, p in encoder.named_parameters() if p.grad is not None}
     assert with_gradient == {"layer_weights", "scale"}
-    last, _ = PretrainedEncoder(bert()).train()(x, mask)
+    sound, _ = ragged("audio", [300])
+    last, _ = PretrainedEncoder(wave("wavlm", "group")).train()(sound.requires_grad_())
     assert not last.requires_grad
 
 
@@ -460,13 +488,12 @@ def test_a_model_with_encoders_is_the_model_of_their_features():
 
 
 def test_normalisation_is_fitted_to_features():
-    model = joined()
-    model.train()
+    model = joined(train=1).train()
     counts = model.fit_normalization([batch()])
     assert counts == {"text": 0, "audio": 0, "video": 0}
     assert model.training
     text, words = batch()[0]["text"], batch()[1]["text"]
-    features, _ = model.encoders["text"](text, words)
+    features, _ = model.eval().encoders["text"](text, words)
     mean = model.model.normalizations["text"].mean
     torch.testing.assert_close(mean, features[words].mean(dim=0), atol=1e-6, rtol=1e-5)
 

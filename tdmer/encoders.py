@@ -474,7 +474,13 @@ def _transformers() -> Any:
 
 def _load_model(name: str | os.PathLike[str], hub: Mapping[str, Any]) -> nn.Module:
     library = _transformers()
-    config = library.AutoConfig.from_pretrained(name, **hub)
+    try:
+        config = library.AutoConfig.from_pretrained(name, **hub)
+    except OSError as error:
+        if Path(name).is_dir() or not hub["local_files_only"]:
+            raise
+        rule = "be a folder, or downloaded before: local_files_only=False does so"
+        raise FileNotFoundError(f"name must {rule}, got {str(name)!r}") from error
     config = getattr(config, "vision_config", config)
     kind: Any = library.AutoModel
     if config.architectures == ["WhisperEncoder"]:  # as it is saved here, without the decoder

@@ -458,6 +458,11 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
         PretrainedEncoder.from_pretrained(tmp_path)
 
 
+def test_nothing_is_downloaded_unasked():
+    with pytest.raises(FileNotFoundError, match="name must be a folder, or downloaded before"):
+        PretrainedEncoder.from_pretrained("nobody/nothing")
+
+
 def joined(**options):
     """Return an encoder of text and one of video before a model of three modalities."""
     encoders = {"video": make(vit(), **options), "text": make(bert(), **options)}

@@ -52,7 +52,8 @@ __all__ = [
 ]
 
 _HOMES = ("losses", "fusion", "model", "objective", "tasks", "metrics", "prediction")
-_MODULES = (*_HOMES, "layers", "masks", "data", "pretrained", "trainer", "viz", "encoders")
+_BESIDE = ("layers", "masks", "data", "pretrained", "trainer", "viz", "encoders", "features")
+_MODULES = (*_HOMES, *_BESIDE)
 
 
 def __getattr__(name: str) -> object:

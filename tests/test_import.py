@@ -15,6 +15,7 @@ import tdmer
 HEAVY = {
     *("transformers", "huggingface_hub", "safetensors", "accelerate"),
     *("sklearn", "matplotlib", "pandas"),
+    *("av", "faster_whisper", "opensmile", "ai_edge_litert"),
 }
 # The rooms of the package from the ground floor up; each imports from the floors below only.
 FLOORS = (
@@ -23,7 +24,7 @@ FLOORS = (
     "losses layers fusion metrics data pretrained",
     "tasks model",
     "objective prediction encoders",
-    "viz trainer",
+    "viz trainer features",
     "__main__",
 )
 

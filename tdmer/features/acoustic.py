@@ -48,7 +48,7 @@ class LogMel:
         >>> tone = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000).astype(np.float32)
         >>> features, times = mel(tone)
         >>> features.shape, times[:3], mel.columns[int(features.mean(axis=0).argmax())]
-        ((98, 20), array([0.  , 0.01, 0.02]), 'log energy around 459 Hz')
+        ((98, 20), array([0.  , 0.01, 0.02]), 'log energy around 431 Hz')
     """
 
     bands: int = 40

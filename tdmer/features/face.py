@@ -127,8 +127,9 @@ def _square(
     grid = _turned(np.stack(np.meshgrid(ticks, ticks), axis=-1), roll) + np.array([x, y])
     padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)))
     # Of the four pixels around each place, the first, in the padded picture.
-    place = np.clip(grid + 0.5, 0, np.array(padded.shape[1::-1]) - 1.001)
-    first = place.astype(int)
+    last = np.array(padded.shape[1::-1]) - 1
+    place = np.clip(grid + 0.5, 0, last)
+    first = np.minimum(place.astype(int), last - 1)
     (u, v), (right, down) = np.moveaxis(first, -1, 0), np.moveaxis(place - first, -1, 0)[..., None]
     upper = padded[v, u] * (1 - right) + padded[v, u + 1] * right
     lower = padded[v + 1, u] * (1 - right) + padded[v + 1, u + 1] * right
@@ -142,7 +143,7 @@ def _turned(points: NDArray[Any], angle: float) -> NDArray[np.float64]:
     return turned
 
 
-def _sigmoid(x: float) -> float:
+def _sigmoid(x: Any) -> float:
     return float(1 / (1 + np.exp(-np.clip(x, -80, 80))))
 
 

@@ -89,7 +89,8 @@ def audio_blocks(
         FileNotFoundError: no.wav must be a file of sound or video
     """
     check_positive("seconds", seconds)
-    resampler = package("av", "audio").AudioResampler(format="flt", layout="mono", rate=RATE)
+    # As floating point, FFmpeg would make two equal channels louder than one.
+    resampler = package("av", "audio").AudioResampler(format="s16", layout="mono", rate=RATE)
     most = max(1, round(seconds * RATE))
     begin, held, pieces = None, 0, []
     for time, frame in _decoded(path, "audio", start, stop):
@@ -100,13 +101,13 @@ def audio_blocks(
         while held >= most:
             samples = np.concatenate(pieces)
             cut = _quietest(samples[:most])
-            yield begin, samples[:cut]
+            yield begin, _floats(samples[:cut])
             pieces, held, begin = [samples[cut:]], len(samples) - cut, begin + cut / RATE
     if begin is not None:
         pieces += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
         samples = np.concatenate(pieces)
         if len(samples):
-            yield begin, samples
+            yield begin, _floats(samples)
 
 
 def video_frames(
@@ -147,6 +148,18 @@ def video_frames(
         picture = frame.to_ndarray(format="rgb24")
         # Phones record lying and note how to turn the picture.
         yield time, np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
+
+
+def _cut_short(path: Path) -> float:
+    """Return how often the file would go into that which its head tells of, where it is a WAV.
+
+    FFmpeg takes what is there for the whole.
+    """
+    with path.open("rb") as file:
+        head = file.read(8)
+    size = int.from_bytes(head[4:], "little")
+    known = head[:4] == b"RIFF" and size != 0xFFFFFFFF
+    return max(1.0, (size + 8) / path.stat().st_size) if known else 1.0
 
 
 @contextmanager
@@ -192,20 +205,32 @@ def _decoded(
         if start > 0:
             container.seek(round((start + origin) * 1e6))
         end = start
-        for frame in container.decode(stream):
-            time = end if frame.time is None else frame.time - origin
-            if kind == "audio":
-                end = time + frame.samples / frame.sample_rate
-            else:
-                end = time + float(1 / (stream.average_rate or 25))
-            if time >= stop:
-                return
-            if end <= start or (kind == "video" and time < start - 1e-6):
-                continue
-            yield time, frame
-        if stream.duration is None or container.format.name in _GUESSED:
+        try:
+            for frame in container.decode(stream):
+                time = end if frame.time is None else frame.time - origin
+                if kind == "audio":
+                    end = time + frame.samples / frame.sample_rate
+                else:
+                    end = time + float(1 / (stream.average_rate or 25))
+                if time >= stop:
+                    return
+                if end <= start or (kind == "video" and time < start - 1e-6):
+                    continue
+                yield time, frame
+        except package("av", "audio").error.FFmpegError as error:
+            raise ValueError(
+                f"{os.fspath(path)} must be whole, got {error.strerror} in {kind} at {end:.2f} s: "
+                "copy or convert it again, or take what is sound by start and stop"
+            ) from error
+        if container.format.name in _GUESSED:
             return
-        promised = float((stream.duration + (stream.start_time or 0)) * stream.time_base) - origin
+        if stream.duration is not None:
+            promised = (
+                float((stream.duration + (stream.start_time or 0)) * stream.time_base) - origin
+            )
+        else:
+            promised = (container.duration or 0) / 1e6
+        promised *= _cut_short(Path(path))
         if min(stop, promised) - end > 1.0:
             raise ValueError(
                 f"{os.fspath(path)} must be whole, got {kind} to {end:.2f} s of {promised:.2f}: "
@@ -213,11 +238,15 @@ def _decoded(
             )
 
 
-def _quietest(samples: NDArray[np.float32]) -> int:
+def _floats(samples: NDArray[np.int16]) -> NDArray[np.float32]:
+    return samples.astype(np.float32) / np.float32(32768)
+
+
+def _quietest(samples: NDArray[np.int16]) -> int:
     """Return where the sound of the last sixth is least, to 25 ms."""
     step = RATE // 40
     late = samples[len(samples) * 5 // 6 :]
     if len(late) < 2 * step:
         return len(samples)
-    energy = np.square(late[: len(late) // step * step].reshape(-1, step)).sum(axis=1)
+    energy = np.square(_floats(late[: len(late) // step * step]).reshape(-1, step)).sum(axis=1)
     return len(samples) - len(late) + int(energy.argmin()) * step + step // 2

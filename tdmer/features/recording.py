@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ class Part(Protocol):
         ...
 
 
+@runtime_checkable
 class TextPart(Part, Protocol):
     """What makes features of words: :class:`TextStates`, or anything like it."""
 
@@ -33,6 +34,7 @@ class TextPart(Part, Protocol):
         ...
 
 
+@runtime_checkable
 class AudioPart(Part, Protocol):
     """What makes features of sound: :class:`LogMel`, :class:`OpenSmile`, or anything like them."""
 
@@ -43,6 +45,7 @@ class AudioPart(Part, Protocol):
         ...
 
 
+@runtime_checkable
 class VideoPart(Part, Protocol):
     """What makes features of pictures: :class:`Face`, or anything like it."""
 
@@ -170,7 +173,8 @@ def extract(
         stop = start + max_seconds
 
     words = _words(transcript, start, math.inf if stop is None else stop)
-    found: dict[str, tuple[list[Any], list[Any]]] = {name: ([], []) for name in columns}
+    found: dict[str, list[NDArray[Any]]] = {name: [] for name in columns}
+    moments: dict[str, list[Any]] = {name: [] for name in columns}
     hear = speech if transcript is None else None
     if media.audio and (hear is not None or audio is not None):
         for begin, samples in audio_blocks(path, start=start, stop=stop):
@@ -178,17 +182,18 @@ def extract(
                 words += [Word(w.text, w.start + begin, w.end + begin) for w in hear(samples)]
             if audio is not None:
                 features, times = audio(samples)
-                found["audio"][0].extend(features)
-                found["audio"][1].extend(times + begin)
+                found["audio"].append(features)
+                moments["audio"].extend(times + begin)
     if text is not None:
-        found["text"] = list(text([word.text for word in words])), [word.start for word in words]
+        found["text"] = [text([word.text for word in words])]
+        moments["text"] = [word.start for word in words]
     frames = 0
     if video is not None:
         for time, picture in video_frames(path, fps=fps, start=start, stop=stop):
             frames += 1
             if (step := video(picture)) is not None:
-                found["video"][0].append(step)
-                found["video"][1].append(time)
+                found["video"].append(step[None])
+                moments["video"].append(time)
 
     silent = hear is not None and not media.audio
     reasons = {
@@ -196,16 +201,16 @@ def extract(
         "audio": "too short" if media.audio else "no audio track",
         "video": f"no face in {_counted(frames, 'picture')}" if media.video else "no video track",
     }
-    notes = {name: reasons[name] for name, (steps, _) in found.items() if not steps}
+    notes = {name: reasons[name] for name in columns if not moments[name]}
     if len(notes) == len(columns) and (columns or not words):
         got = "; ".join(f"{name}: {note}" for name, note in notes.items()) or reasons["text"]
         raise ValueError(f"{os.fspath(path)} must have a step in some modality, got {got}")
     inputs = {
-        name: np.array(steps, np.float32).reshape(-1, len(columns[name]))
-        for name, (steps, _) in found.items()
+        name: np.concatenate([np.empty((0, len(columns[name]))), *steps], dtype=np.float32)
+        for name, steps in found.items()
     }
-    moments = {name: np.array(times, np.float64) for name, (_, times) in found.items()}
-    return Recording(inputs, columns, moments, words, notes, frames)
+    seconds = {name: np.array(times, np.float64) for name, times in moments.items()}
+    return Recording(inputs, columns, seconds, words, notes, frames)
 
 
 def _words(

@@ -40,6 +40,7 @@ from tdmer.data import (
     open_store,
     write_store,
 )
+from tdmer.features import LogMel, TextStates, extract, extract_folder
 from tdmer.fusion import TCPFusion, tcp_loss
 from tdmer.layers import CrossAttention, InputNormalization
 from tdmer.masks import masked_mean
@@ -86,6 +87,28 @@ def written(reader: Callable[..., Any], content: bytes, **options: Any) -> Calla
         return reader(path, **options)
 
     return run
+
+
+def recorded(*rows: str, names: tuple[str, ...] = ("a.wav",)) -> Callable[[Path], Any]:
+    """Make a store of a folder with these recordings, all empty, and rows of labels."""
+
+    def run(folder: Path) -> Any:
+        (folder / "clips").mkdir()
+        for name in names:
+            (folder / "clips" / name).touch()
+        labels = folder / "labels.csv"
+        labels.write_text("\n".join(rows))
+        options: dict[str, Any] = {"audio": LogMel(), "processes": 1, "progress": False}
+        return extract_folder(folder / "clips", folder / "store", labels, **options)
+
+    return run
+
+
+class Untrained:
+    """An encoder of text that was left in training mode."""
+
+    training = True
+    tokenize = None
 
 
 def zipped(name: str) -> bytes:
@@ -188,6 +211,28 @@ FILES = [
     (
         "a store of rubbish",
         stored(lambda path: (path / "train.safetensors").write_bytes(b"x" * 99)),
+    ),
+]
+RECORDINGS = [
+    ("a missing recording", lambda folder: extract(folder / "clip.mp4", audio=LogMel())),
+    ("nothing to make of it", lambda folder: extract(folder / "clip.mp4")),
+    (
+        "no transcript",
+        lambda folder: extract(folder / "clip.mp4", text=TextStates(lambda words: words)),
+    ),
+    ("empty recordings only", recorded("id,label", "a,1")),
+    ("labels without a recording", recorded("id,label", "b,1", names=())),
+    ("labels without ids", recorded("name,label", "a,1")),
+    ("a recording labelled twice", recorded("id,label", "a,1", "a.wav,2")),
+    ("a sound beside a video of its name", recorded("id,label", names=("a.wav", "a.mp4"))),
+    ("no folder of recordings", lambda folder: extract_folder(folder / "a", "b", audio=LogMel())),
+    (
+        "an encoder in training mode",
+        made(lambda: TextStates(Untrained())(["so", "glad"])),
+    ),
+    (
+        "another number of vectors than words",
+        made(lambda: TextStates(lambda words: ONES[0])(["so", "glad"])),
     ),
 ]
 CONTENT = [
@@ -472,6 +517,7 @@ OPTIONS = [
 ]
 GROUPS = {
     "Files": FILES,
+    "Recordings": RECORDINGS,
     "Contents": CONTENT,
     "Tensors": TENSORS,
     "Prediction": PREDICTION,

@@ -13,6 +13,7 @@ import tdmer
 
 DOCS = Path(__file__).parents[1] / "docs"
 README = "../README.md"
+NEEDS = {"trainer.md": "accelerate", "recordings.md": "av"}
 EXPORT = "export.md"  # run by test_export.py, which looks at what it makes
 PAGES = [README, *sorted(path.relative_to(DOCS).as_posix() for path in DOCS.glob("*.md"))]
 
@@ -90,8 +91,8 @@ def run(page, parts, namespace):
 @pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page) and page != EXPORT])
 def test_programs_of_a_page_run(page, tmp_path, monkeypatch):
-    if page == "trainer.md":
-        pytest.importorskip("accelerate")
+    if page in NEEDS:
+        pytest.importorskip(NEEDS[page])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)

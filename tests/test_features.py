@@ -396,7 +396,7 @@ def test_a_recording_is_saved_and_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.mp4", b"", "must be whole sound or video that FFmpeg reads, got"),
+        ("empty.mp4", b"", "must be sound or video, got an empty file"),
         ("text.mp4", b"hello " * 99, "must be whole sound or video that FFmpeg reads, got"),
         ("list.mp4", b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n", "must be"),
     ],
@@ -493,7 +493,7 @@ def test_a_folder_becomes_a_store(folder, tmp_path, capsys):
     assert list(failed) == ["zz", "d", "bad"]
     assert failed["zz"] == "no recording of this name"
     assert failed["d"] == "no row in the labels"
-    assert "must be whole" in failed["bad"]
+    assert "must be sound or video" in failed["bad"]
     assert "bad: ValueError" in capsys.readouterr().err
     data = open_store(store)
     assert {name: part.ids for name, part in data.items()} == {

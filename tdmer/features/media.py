@@ -89,12 +89,14 @@ def audio_blocks(
         FileNotFoundError: no.wav must be a file of sound or video
     """
     check_positive("seconds", seconds)
-    # As floating point, FFmpeg would make two equal channels louder than one.
-    resampler = package("av", "audio").AudioResampler(format="s16", layout="mono", rate=RATE)
     most = max(1, round(seconds * RATE))
     begin, held, pieces = None, 0, []
+    resampler: Any = None
     for time, frame in _decoded(path, "audio", start, stop):
-        begin = time if begin is None else begin
+        if begin is None:
+            # As floating point, FFmpeg would make two equal channels louder than one.
+            resampler = package("av", "audio").AudioResampler("s16", layout="mono", rate=RATE)
+            begin = time
         for piece in resampler.resample(frame):
             pieces.append(piece.to_ndarray()[0])
             held += len(pieces[-1])
@@ -164,9 +166,12 @@ def _cut_short(path: Path) -> float:
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
-    av = package("av", "audio")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{os.fspath(path)} must be a file of sound or video")
+    if not Path(path).stat().st_size:
+        rule = "must be sound or video, got an empty file: copy or download it again"
+        raise ValueError(f"{os.fspath(path)} {rule}")
+    av = package("av", "audio")
     try:
         # A playlist in the guise of a recording could name addresses.
         with av.open(os.fspath(path), options={"protocol_whitelist": "file"}) as container:

@@ -156,14 +156,14 @@ def extract(
         Recording(audio: 869 steps of 40, 0 words)
     """
     parts = {"text": text, "audio": audio, "video": video}
-    columns = {name: part.columns for name, part in parts.items() if part is not None}
-    if not columns and speech is None:
+    if speech is None and all(part is None for part in parts.values()):
         raise ValueError("speech, text, audio or video must be given, got none of them")
     if text is not None and transcript is None and speech is None:
         raise ValueError("transcript must be given, or speech, which hears it, got neither")
     check_positive("max_seconds", max_seconds)
     check_real("start", start)
     media = probe(path)
+    columns = {name: part.columns for name, part in parts.items() if part is not None}
     whole = media.seconds if stop is None else min(stop, media.seconds)
     if whole - start > max_seconds:
         rule = f"at most {max_seconds:g} s at a time"

@@ -502,8 +502,12 @@ def _load_processor(model: Any, name: str | os.PathLike[str], hub: Mapping[str, 
         return None
     if main != "input_ids":
         return library.AutoFeatureExtractor.from_pretrained(name, **hub)
-    tokenizer = library.AutoTokenizer.from_pretrained(name, **hub)
-    # Of a folder without one, transformers 5 makes a tokenizer that knows no word.
+    # Of a folder without one, transformers 4.57 stumbles, and 5 makes one that knows no word.
+    missing = FileNotFoundError(f"{name} must hold a tokenizer with its vocabulary, got none")
+    try:
+        tokenizer = library.AutoTokenizer.from_pretrained(name, **hub)
+    except TypeError as error:
+        raise missing from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise FileNotFoundError(f"{name} must hold a tokenizer with its vocabulary, got none")
+        raise missing
     return tokenizer

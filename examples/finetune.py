@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from measure import measure
 from splits import Samples, load_splits
-from task import build_task, check_labels, check_training, describe_task, main_figure, standing
+from task import check_labels, check_training, describe_task, main_figure, standing
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from tdmer import TDMER, TDMERLoss
 from tdmer.data import Sample, collate, load_pickle
 from tdmer.encoders import EncodedTDMER, PretrainedEncoder
+from tdmer.tasks import from_config
 
 
 class WithTokens(Dataset[Sample]):
@@ -102,7 +103,7 @@ def finetune(args: argparse.Namespace) -> None:
     )
     data = load_data(args, encoder)
     values = [float(value) for value in range(-3, 4)]
-    task = build_task(**describe_task(data, values=values, l1_weight=0.5, label_smoothing=0.1))
+    task = from_config(describe_task(data, values=values, l1_weight=0.5, label_smoothing=0.1))
     check_labels(args.data, data, task)
     check_training(data, task)
     figure = main_figure(task)
@@ -143,7 +144,7 @@ def finetune(args: argparse.Namespace) -> None:
 
     model.load_state_dict(best_weights)
     test = measure(model, task, data["test"])
-    model.save_pretrained(args.out)
+    model.save_pretrained(args.out, task=task)
     options = {name: str(x) if isinstance(x, Path) else x for name, x in vars(args).items()}
     found = best | {"test": test.metrics, "weights": test.weights, "history": history}
     (args.out / "metrics.json").write_text(json.dumps({"options": options} | found, indent=2))

@@ -417,8 +417,13 @@ class EncodedTDMER(nn.Module):
         groups_of = [([p for p in group if p.requires_grad], rate) for group, rate in groups]
         return [{"params": group, "lr": rate} for group, rate in groups_of if group]
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], **about: Any) -> None:
         """Write ``tdmer/``, ``encoders/<modality>/`` and ``encoders.json``, which says how they go.
+
+        Args:
+            folder: Where to write; it is made.
+            **about: What the model's own :meth:`~tdmer.pretrained.Pretrained.save_pretrained`
+                takes: ``task``, ``data``, ``metrics``, ``limits``.
 
         Raises:
             OSError: The folder cannot be written.
@@ -434,7 +439,7 @@ class EncodedTDMER(nn.Module):
                 encoder.processor.save_pretrained(part)
             how[m] = {**encoder.options, "processor": encoder.processor is not None}
             how[m]["weights"] = {n: p.tolist() for n, p in encoder.named_parameters(recurse=False)}
-        self.model.save_pretrained(place / "tdmer")
+        self.model.save_pretrained(place / "tdmer", **about)
         (place / CONFIG).write_text(f"{json.dumps(how, indent=2)}\n")
 
     @classmethod

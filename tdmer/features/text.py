@@ -68,22 +68,30 @@ class TextStates:
             return states
         if getattr(encoder, "training", False):
             raise ValueError("encoder must be in eval mode, got training mode: encoder.eval()")
-        # Within a sentence a word stands behind a blank, and many tokenisers see it.
-        spaced = [word if n == 0 else f" {word}" for n, word in enumerate(words)]
         special = int(encoder.tokenize([""])[1].sum())
-        counts = (encoder.tokenize(spaced)[1].sum(dim=1) - special).tolist()
-        found, begin, held = [], 0, 0
-        for place, count in enumerate(counts):
-            if held and held + count > self.window - special:
-                found.append(_window(encoder, words[begin:place], counts[begin:place]))
-                begin, held = place, 0
+        found, begin, held = [], 0, special
+        for place, count in enumerate(_counts(encoder, words)):
+            if place > begin and held + count > self.window:
+                found.append(_window(encoder, words[begin:place]))
+                begin, held = place, special
             held += count
-        found.append(_window(encoder, words[begin:], counts[begin:]))
+        found.append(_window(encoder, words[begin:]))
         return np.concatenate(found)
 
 
+def _counts(encoder: Any, words: Sequence[str]) -> list[int]:
+    """Return how many tokens each word of a sentence has."""
+    # All but the first stand behind a blank, which many tokenisers see.
+    spaced = [word if n == 0 else f" {word}" for n, word in enumerate(words)]
+    _, mask = encoder.tokenize(["", *spaced])
+    found = mask.sum(dim=1)
+    counts: list[int] = (found[1:] - found[0]).tolist()
+    return counts
+
+
 @torch.inference_mode()
-def _window(encoder: Any, words: Sequence[str], counts: list[int]) -> NDArray[np.float32]:
+def _window(encoder: Any, words: Sequence[str]) -> NDArray[np.float32]:
+    counts = _counts(encoder, words)
     ids, mask = encoder.tokenize([" ".join(words)])
     alone, _ = encoder.tokenize([""])
     extra = int(mask.sum()) - sum(counts)
@@ -91,7 +99,7 @@ def _window(encoder: Any, words: Sequence[str], counts: list[int]) -> NDArray[np
         got = f"{int(mask.sum()) - alone.shape[1]} tokens, {sum(counts)} word by word"
         raise ValueError(
             f"encoder must split words one by one, got {got}, in {' '.join(words)!r:.100}: give a "
-            "callable that takes words and returns one vector for each"
+            "smaller window where it cuts texts off, else a callable of words"
         )
     # How many tokens, such as BERT's [CLS], stand in front.
     same = (ids[0, :extra] == alone[0]).long()

@@ -107,7 +107,7 @@ def extract_folder(
         ... # doctest: +SKIP
     """
     check_new_store(out)
-    processes = len(os.sched_getaffinity(0)) if processes is None else processes
+    processes = (os.cpu_count() or 1) if processes is None else processes
     check_count("processes", processes)
     if all(part is None for part in (text, audio, video)):
         raise ValueError("text, audio or video must be given, got none of them")

@@ -173,8 +173,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         raise ValueError(f"{os.fspath(path)} {rule}")
     av = package("av", "audio")
     try:
-        # A playlist in the guise of a recording could name addresses.
-        with av.open(os.fspath(path), options={"protocol_whitelist": "file"}) as container:
+        with av.open(os.fspath(path)) as container:
             if not (_track(container, "audio") or _track(container, "video")):
                 raise ValueError(f"{os.fspath(path)} must have sound or pictures, got neither")
             yield container

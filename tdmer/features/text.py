@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tdmer._checks import check_count
+from tdmer.encoders import PretrainedEncoder
 
 
 @dataclass(frozen=True)
@@ -112,5 +112,5 @@ def _window(encoder: Any, words: Sequence[str]) -> NDArray[np.float32]:
 
 
 @cache
-def _loaded(folder: str) -> Any:
-    return import_module("tdmer.encoders").PretrainedEncoder.from_pretrained(folder).eval()
+def _loaded(folder: str) -> PretrainedEncoder:
+    return PretrainedEncoder.from_pretrained(folder).eval()

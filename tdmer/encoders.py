@@ -384,8 +384,9 @@ class EncodedTDMER(nn.Module):
         self,
         inputs: Mapping[str, Shaped[Tensor, "b ..."]],
         masks: Mapping[str, Bool[Tensor, "b ..."] | None] | None = None,
+        *rest: Any,
     ) -> TDMEROutput:
-        """Encode the modalities that have an encoder, and predict."""
+        """Encode the modalities that have an encoder, and predict; ``rest`` as of the model."""
         features, steps = self.encode(inputs, masks)
         return cast(TDMEROutput, self.model(features, steps))
 

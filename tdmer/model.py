@@ -318,6 +318,7 @@ class TDMER(Pretrained):
         self,
         inputs: Mapping[str, Float[Tensor, "b ... _"]],
         masks: Mapping[str, Bool[Tensor, "b ..."] | None] | None = None,
+        *rest: Any,
     ) -> TDMEROutput:
         """Predict.
 
@@ -328,6 +329,8 @@ class TDMER(Pretrained):
             masks: True where a step is real, ``(b, t_m)``, and ``(b,)`` or ``(b, 1)`` of vectors;
                 None or a missing entry: every step is real. A row without a real step: the modality
                 is missing for that sample.
+            *rest: What else a :class:`~tdmer.data.Batch` holds, labels and names, so that
+                ``model(*batch)`` can be written; no prediction depends on it.
 
         Returns:
             The prediction with everything the losses and pictures need.

@@ -19,7 +19,8 @@ Lengths = Sequence[int] | Int[Tensor, " n"]
 class Batch(NamedTuple):
     """Samples padded on the right to the longest of the batch, per modality.
 
-    The first two entries are what a model takes: ``model(*batch[:2])``.
+    The first two entries are what a model takes, and :class:`~tdmer.model.TDMER` passes over the rest:
+    ``model(*batch)``.
 
     Example:
         >>> data = [Sample({"text": torch.ones(2, 3)}, torch.tensor(0.5), "one")]

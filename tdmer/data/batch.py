@@ -19,7 +19,7 @@ Lengths = Sequence[int] | Int[Tensor, " n"]
 class Batch(NamedTuple):
     """Samples padded on the right to the longest of the batch, per modality.
 
-    The first two entries are what a model takes, and :class:`~tdmer.model.TDMER` passes over the rest:
+    The first two entries are what a model takes; :class:`~tdmer.model.TDMER` passes over the rest:
     ``model(*batch)``.
 
     Example:

@@ -332,6 +332,7 @@ SCORES = {"name": "Sentiment", "l1_weight": 0.5}
         (edit_weights(lambda tensors: tensors.popitem()), "got None"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_a_folder_that_train_did_not_write_is_refused(
     monkeypatch, tmp_path, saved, mmsa, damage, reason, capsys
 ):

@@ -324,7 +324,7 @@ def test_compiles_to_one_graph():
         (TDMERLoss(Sentiment((0, 1)), beta=0.5, epsilon=0.75, without=["con"], entropy_weight=0.25,
                    n_moments=3, samples="steps", penalty=torch.square),
          ["con: 0,", "cp: 0.5", "own: 5", "dc: 0.75", "entropy_weight=0.25", "n_moments=3",
-          "samples='steps'", "penalty=square", "values=(0.0, 1.0)"]),
+          "samples='steps'", "penalty=square", "values=[0.0, 1.0]"]),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )  # fmt: skip

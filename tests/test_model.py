@@ -802,8 +802,11 @@ class TestOtherRuntimes:
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("dims", [DIMS, {"audio": 4}], ids=len)
-def test_compiles_to_one_graph(dims):
+# The gradient is traced where that takes less time.
+@pytest.mark.parametrize(
+    ("dims", "backend"), [(DIMS, "eager"), ({"audio": 4}, "aot_eager")], ids=len
+)
+def test_compiles_to_one_graph(dims, backend):
     inputs, masks, labels = make_batch(dims=dims)
     model, objective = make_model(dims).eval(), TDMERLoss(Sentiment())
 
@@ -811,6 +814,6 @@ def test_compiles_to_one_graph(dims):
         out = model(inputs, masks)
         return out.logits, objective(out, labels).total
 
-    compiled = torch.compile(whole, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(whole, fullgraph=True, backend=backend)
     for one, two in zip(compiled(inputs, masks, labels), whole(inputs, masks, labels), strict=True):
         torch.testing.assert_close(one, two)

@@ -25,7 +25,7 @@ LIMITS = (
     "Measured on the test split of these data alone. Other speakers, languages, recordings and "
     "features were not tried."
 )
-FORMAT = "tdmer-train-3"  # of the checkpoint: another number where its content changes
+FORMAT = "tdmer-train-4"  # of the checkpoint: another number where its content changes
 
 
 class RunFolder:

@@ -64,7 +64,7 @@ class Samples(Dataset[Sample]):
         sample = self.source[self.numbers[index]]
         return sample._replace(inputs={m: sample.inputs[m] for m in self.dims})
 
-    def __add__(self, other: "Samples") -> "Samples":  # type: ignore[override]
+    def join(self, other: "Samples") -> "Samples":
         """Return these and others of the same source."""
         return replace(
             self,

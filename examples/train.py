@@ -87,7 +87,7 @@ def train(args: argparse.Namespace) -> None:
     }
     modalities = list(data["train"].dims)
     if args.refit:
-        data["train"] += data["valid"]
+        data["train"] = data["train"].join(data["valid"])
         config["training"]["steps"], modalities = chosen(args.refit, config)
     steps = config["training"]["steps"]
 

@@ -177,7 +177,7 @@ def test_samples_without_a_video_are_groups_of_their_own(splits, tmp_path):
 
 def test_samples_of_two_splits_are_joined(splits, npz):
     data = splits.load_splits(npz, label="emotion", group="actor", split="folds:4/0")
-    joined = data["train"] + data["valid"]
+    joined = data["train"].join(data["valid"])
     assert joined.ids == data["train"].ids + data["valid"].ids
     assert joined.groups == data["train"].groups + data["valid"].groups
     for sample, label in zip(joined, joined.labels, strict=True):

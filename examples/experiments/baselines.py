@@ -70,7 +70,7 @@ def fit(name: str, args: argparse.Namespace) -> None:
     run = RunFolder(args.out, config, resume=True, overwrite=False)
     if run.finished:
         return
-    train = data["train"] + data["valid"] if args.refit else data["train"]
+    train = data["train"].join(data["valid"]) if args.refit else data["train"]
     fill = FunctionTransformer(np.nan_to_num)
     model = make_pipeline(StandardScaler(), fill, kinds[kind](args.seed))
     known = task.labelled(train.labels).numpy()

@@ -75,6 +75,11 @@ class PretrainedEncoder(nn.Module):
         ('text', torch.Size([2, 3, 16]), torch.Size([2, 3]))
     """
 
+    options: dict[str, Any]
+    kind: str
+    layer_weights: nn.Parameter
+    scale: nn.Parameter
+
     def __init__(
         self,
         model: nn.Module,
@@ -357,6 +362,8 @@ class EncodedTDMER(nn.Module):
         >>> model(inputs).logits.shape
         torch.Size([2, 3])
     """
+
+    encoders: nn.ModuleDict
 
     def __init__(self, encoders: Mapping[str, PretrainedEncoder], model: TDMER) -> None:
         super().__init__()

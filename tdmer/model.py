@@ -29,7 +29,10 @@ from tdmer.pretrained import Pretrained
 
 COMMON = "common"
 # The bounded ends of an encoder, and the length of the interval that holds its features.
-ACTIVATIONS = {"sigmoid": (nn.Sigmoid, 1.0), "tanh": (nn.Tanh, 2.0)}
+ACTIVATIONS: dict[str, tuple[type[nn.Module], float]] = {
+    "sigmoid": (nn.Sigmoid, 1.0),
+    "tanh": (nn.Tanh, 2.0),
+}
 FUSIONS = ("tcp", "mean")
 
 
@@ -170,6 +173,22 @@ class TDMER(Pretrained):
         tensor([0., 0.], grad_fn=<UnbindBackward0>)
     """
 
+    options: dict[str, Any]
+    dims: dict[str, int]
+    modalities: tuple[str, ...]
+    span: float
+    normalizations: nn.ModuleDict
+    temporal: nn.ModuleDict
+    decoupler: nn.Module
+    attention: nn.ModuleDict
+    common_edges: nn.Module
+    enhanced_edges: nn.Module
+    private_classifiers: nn.ModuleDict
+    classifiers: nn.ModuleDict
+    private_confidence: nn.Module
+    fusion: nn.Module
+    classifier: nn.Module
+
     def __init__(
         self,
         dims: Mapping[str, int],
@@ -253,7 +272,7 @@ class TDMER(Pretrained):
             for heads in (names, branches)
         )
         self.private_confidence = Confidence(len(names), width, dropout=dropout)
-        self.fusion: nn.Module = (
+        self.fusion = (
             TCPFusion(branches, width, dropout=dropout)
             if fusion == "tcp"
             else MeanFusion(branches, width)

@@ -129,6 +129,8 @@ class TDMERLoss(nn.Module):
         >>> terms.total.backward()
     """
 
+    weights: dict[str, float]
+
     def __init__(
         self,
         task: Task,

@@ -136,6 +136,9 @@ class Predictor:
         ['audio']
     """
 
+    task: Classification | Sentiment | MultiLabel
+    extractors: dict[str, Callable[[Any], Any]]
+
     def __init__(
         self,
         model: TDMER,

@@ -47,6 +47,8 @@ class Classification(nn.Module):
 
     missing = -100
 
+    classes: list[str] | None
+
     def __init__(
         self,
         num_classes: int,
@@ -291,6 +293,8 @@ class MultiLabel(nn.Module):
         >>> task.predict(logits)
         tensor([[0.5000, 0.8808]])
     """
+
+    classes: list[str] | None
 
     def __init__(self, num_classes: int, *, classes: Sequence[str] | None = None) -> None:
         super().__init__()

@@ -145,6 +145,8 @@ class WithLengths(Dataset[dict[str, Any]]):
         range(0, 8)
     """
 
+    dataset: Sequence[Sample]
+
     def __init__(self, dataset: Sequence[Sample] | Dataset[Sample]) -> None:
         self.dataset = cast(Sequence[Sample], dataset)
 

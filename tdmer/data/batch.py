@@ -1,11 +1,12 @@
 """From samples to padded batches: collate, and the sampler that keeps pads few."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
@@ -163,6 +164,15 @@ class LengthBucketSampler(Sampler[list[int]]):
         >>> list(sampler)
         [[0], [2, 4], [3, 1]]
     """
+
+    lengths: NDArray[Any]
+    batch_size: int
+    shuffle: bool
+    pool: int
+    num_replicas: int
+    rank: int
+    seed: int
+    epoch: int
 
     def __init__(
         self,

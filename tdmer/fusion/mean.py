@@ -25,6 +25,8 @@ class MeanFusion(nn.Module):
         tensor([[0.5000]])
     """
 
+    branches: tuple[str, ...]
+
     def __init__(self, branches: Sequence[str], width: int) -> None:
         super().__init__()
         check_names("branches", branches)

@@ -178,6 +178,13 @@ class Confidence(nn.Module):
         torch.Size([2, 5])
     """
 
+    hidden: nn.Parameter
+    hidden_bias: nn.Parameter
+    dropout: nn.Dropout
+    last: nn.Parameter
+    bias: nn.Parameter
+    scale: nn.Parameter
+
     def __init__(self, branches: int, width: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         check_count("branches", branches)
@@ -244,6 +251,9 @@ class TCPFusion(nn.Module):
         >>> out.fused.shape, out.weights["text"].shape
         (torch.Size([2, 8]), torch.Size([2]))
     """
+
+    branches: tuple[str, ...]
+    confidence: Confidence
 
     def __init__(self, branches: Sequence[str], width: int, *, dropout: float = 0.0) -> None:
         super().__init__()

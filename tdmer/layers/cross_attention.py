@@ -84,6 +84,12 @@ class CrossAttention(nn.Module):
         torch.Size([2, 5, 8])
     """
 
+    sources: tuple[str, ...]
+    query: nn.ModuleDict
+    key: nn.ModuleDict
+    value: nn.ModuleDict
+    out: nn.ModuleDict
+
     def __init__(
         self, sources: Sequence[str], width: int, heads: int, *, positions: bool = True
     ) -> None:
@@ -213,6 +219,11 @@ class CrossModalBlock(nn.Module):
         torch.Size([2, 5, 8])
     """
 
+    attention: CrossAttention
+    target_norm: nn.LayerNorm
+    feed_forward: nn.Sequential
+    dropout: nn.Module
+
     def __init__(
         self,
         sources: Sequence[str],
@@ -268,6 +279,10 @@ class CrossModalEncoder(nn.Module):
         >>> encoder(torch.zeros(2, 5, 8), {"audio": torch.zeros(2, 7, 8)}).shape
         torch.Size([2, 5, 8])
     """
+
+    sources: tuple[str, ...]
+    source_norms: nn.ModuleDict
+    blocks: nn.ModuleList
 
     def __init__(
         self,

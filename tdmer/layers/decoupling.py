@@ -47,6 +47,10 @@ class Decoupler(nn.Module):
         torch.Size([2, 9, 8])
     """
 
+    common_encoder: nn.Sequential
+    private_encoders: nn.ModuleDict
+    decoders: nn.ModuleDict
+
     def __init__(
         self,
         names: Sequence[str],

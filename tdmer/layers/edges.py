@@ -48,6 +48,9 @@ class EdgeWeights(nn.Module):
         tensor([0.0000, 0.1667, 0.1667], grad_fn=<SelectBackward0>)
     """
 
+    source: nn.Linear
+    target: nn.Linear
+
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
         check_count("width", width)

@@ -32,6 +32,12 @@ class FeatureStatistics:
         (tensor([2.], dtype=torch.float64), tensor([2.], dtype=torch.float64), 1)
     """
 
+    dtype: torch.dtype
+    count: Tensor
+    mean: Tensor
+    square: Tensor
+    nonfinite: int
+
     def __init__(self, features: int, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = torch.promote_types(dtype, torch.float32)
         self.count, self.mean, self.square = torch.zeros(3, features, dtype=torch.float64)

@@ -28,6 +28,11 @@ class TemporalConv(nn.Module):
         torch.Size([4, 5, 8])
     """
 
+    dropout: nn.Dropout1d
+    pad: nn.ConstantPad1d
+    conv: nn.Conv1d
+    output_dropout: nn.Dropout1d
+
     def __init__(
         self,
         features: int,

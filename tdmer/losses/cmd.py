@@ -222,6 +222,10 @@ class CMDLoss(nn.Module):
         tensor(1.)
     """
 
+    n_moments: int
+    span: float
+    group: dist.ProcessGroup | None
+
     def __init__(
         self, *, n_moments: int = 5, span: float = 1.0, group: dist.ProcessGroup | None = None
     ) -> None:

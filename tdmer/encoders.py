@@ -211,7 +211,7 @@ class PretrainedEncoder(nn.Module):
                 changes nothing.
 
         Returns:
-            Features, 0 in padded steps, and their mask: of audio, with as many steps as the model
+            Features, 0 in padded steps, and their mask; of audio with as many steps as the model
             makes, 50 a second.
         """
         if self.kind != "text":

@@ -89,7 +89,7 @@ class TDMEROutput(NamedTuple):
     weights: dict[str, Tensor]
     """``w``, fusion weight of each branch (``"common"`` and the modalities), ``(b,)``."""
     branches: dict[str, Tensor]
-    """What is fused: pooled features of each branch, layer-normalised, ``(b, d)``."""
+    """Pooled features of each branch, layer-normalised, which are fused, ``(b, d)``."""
     branch_logits: dict[str, Tensor]
     """Logits of each branch alone, ``(b, k)``."""
     masks: dict[str, Tensor]

@@ -169,7 +169,7 @@ class Predictor:
         """Load a model that was saved with its task, from a folder or the Hub.
 
         Args:
-            name: As in :meth:`tdmer.TDMER.from_pretrained`, as which this also fails.
+            name: As in :meth:`~tdmer.pretrained.Pretrained.from_pretrained`, as which this fails.
             revision: Likewise.
             extractors: As in the constructor.
         """

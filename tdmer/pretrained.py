@@ -63,7 +63,7 @@ class Pretrained(nn.Module):
 
         Args:
             folder: Where to write; it is made.
-            task: What the predictions mean, for :class:`tdmer.Predictor`; one of
+            task: What the predictions mean, for :class:`tdmer.prediction.Predictor`; one of
                 :mod:`tdmer.tasks`. None: the task that the model was loaded with, if any.
             data: For the card: what the model was trained and measured on.
             metrics: For the card: figures by name.

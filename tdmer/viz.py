@@ -38,7 +38,7 @@ def training_curves(
         chosen: An epoch to mark with a dashed line.
 
     Returns:
-        A figure with three axes, which belongs to no window: ``figure.savefig("training.png")``.
+        A figure with three axes, of no window; ``figure.savefig("training.png")`` writes it.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -90,10 +90,10 @@ def contributions(prediction: Prediction) -> "matplotlib.figure.Figure":
     itself, before it attends to others. Below its name stands what the branch predicts alone.
 
     Args:
-        prediction: What :class:`~tdmer.Predictor` returns for a sample.
+        prediction: What :class:`~tdmer.prediction.Predictor` returns for a sample.
 
     Returns:
-        A figure with two axes, which belongs to no window: ``figure.savefig("clip.png")``.
+        A figure with two axes, of no window; ``figure.savefig("clip.png")`` writes it.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -1,10 +1,12 @@
 """The pages: their programs run, and the API reference has every public name."""
 
+import ast
 import doctest
 import importlib
 import inspect
 import pkgutil
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,36 @@ def test_public_name_is_in_the_reference_with_an_example(module, name, reference
     assert inspect.getdoc(thing)
     if not hasattr(thing, "_fields"):  # a named tuple only carries results
         assert doctest.DocTestParser().get_examples(thing.__doc__)
+
+
+def fields(thing):
+    """Return what the source says of every field of a named tuple or dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(thing))).body[0].body
+    said = {}
+    for statement, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(statement, ast.AnnAssign) and not statement.target.id.startswith("_"):
+            known = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            said[statement.target.id] = after.value.value if known else ""
+    return said
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (module, name)
+        for module, name in public_names()
+        for thing in [getattr(importlib.import_module(module), name)]
+        if hasattr(thing, "_fields") or hasattr(thing, "__dataclass_fields__")
+    ],
+)
+def test_every_field_is_in_the_reference(module, name):
+    thing = getattr(importlib.import_module(module), name)
+    listed = re.findall(r"^ {4}(\w+): ", inspect.getdoc(thing), re.MULTILINE)
+    for field, said in fields(thing).items():
+        assert said or field in listed, f"nothing says what {name}.{field} is"
+        # Napoleon takes what stands before a colon for a type.
+        assert not re.match(r"[^`\n]*: ", said)
+    assert '"members": True' in (DOCS / "conf.py").read_text()
 
 
 def run(page, parts, namespace):

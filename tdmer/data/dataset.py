@@ -20,9 +20,9 @@ class Sample(NamedTuple):
     """One sample of a data set."""
 
     inputs: dict[str, Float[Tensor, "t f"]]
-    """Its sequence by modality; zero steps: the modality is missing for this sample."""
+    """Its sequence by modality, of zero steps where the sample lacks the modality."""
     label: Shaped[Tensor, "..."] = torch.tensor(float("nan"))
-    """A scalar, or one value per class for multi-label data; NaN, or -100 for classes: missing."""
+    """A scalar, or one value per label; NaN, or -100 of classes, where it is missing."""
     id: str = ""
     """The name of the sample."""
 

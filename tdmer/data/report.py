@@ -21,10 +21,10 @@ def describe(datasets: Mapping[str, MultimodalDataset] | MultimodalDataset) -> s
         datasets: split name → data set, as a reader returns them; or one, which is called "data".
 
     Returns:
-        One line per split and one per modality in it. What is wrong follows where it is found:
-        missing modalities and labels; NaN and ±inf entries, among these the finite ones beyond
-        float32; features that are 0 in every step; ids that occur twice; samples of equal content
-        under different ids; the same between splits (leakage).
+        One line per split and one per modality in it, followed by what is wrong, if anything.
+        That is missing modalities and labels; NaN and ±inf entries, among these the finite ones
+        beyond float32; features that are 0 in every step; ids that occur twice; samples of equal
+        content under different ids; the same between splits (leakage).
 
     Example:
         >>> import numpy as np

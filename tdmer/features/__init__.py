@@ -4,17 +4,20 @@ from tdmer.features.acoustic import LogMel, OpenSmile
 from tdmer.features.face import Face
 from tdmer.features.folder import extract_folder
 from tdmer.features.media import Media, audio_blocks, probe, video_frames
-from tdmer.features.recording import Recording, extract
+from tdmer.features.recording import AudioPart, Recording, TextPart, VideoPart, extract
 from tdmer.features.speech import Whisper, Word
 from tdmer.features.text import TextStates
 
 __all__ = [
+    "AudioPart",
     "Face",
     "LogMel",
     "Media",
     "OpenSmile",
     "Recording",
+    "TextPart",
     "TextStates",
+    "VideoPart",
     "Whisper",
     "Word",
     "audio_blocks",

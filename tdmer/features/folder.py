@@ -93,7 +93,7 @@ def extract_folder(
             print what failed.
 
     Returns:
-        What is not in the store: name of the recording → why.
+        Recordings that are not in the store by name, each with the reason.
 
     Raises:
         FileExistsError: the store exists.

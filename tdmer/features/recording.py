@@ -27,7 +27,17 @@ class Part(Protocol):
 
 @runtime_checkable
 class TextPart(Part, Protocol):
-    """What makes features of words: :class:`TextStates`, or anything like it."""
+    """What makes features of words: :class:`TextStates`, or anything like it.
+
+    Example:
+        >>> class Lengths:
+        ...     columns = ["number of letters"]
+        ...
+        ...     def __call__(self, words):
+        ...         return np.array([[len(word)] for word in words], np.float32)
+        >>> isinstance(Lengths(), TextPart)
+        True
+    """
 
     def __call__(self, words: list[str], /) -> NDArray[np.float32]:
         """Return one vector for each word, ``(words, f)``."""
@@ -36,7 +46,13 @@ class TextPart(Part, Protocol):
 
 @runtime_checkable
 class AudioPart(Part, Protocol):
-    """What makes features of sound: :class:`LogMel`, :class:`OpenSmile`, or anything like them."""
+    """What makes features of sound: :class:`LogMel`, :class:`OpenSmile`, or anything like them.
+
+    Example:
+        >>> from tdmer.features import LogMel
+        >>> isinstance(LogMel(), AudioPart)
+        True
+    """
 
     def __call__(
         self, samples: NDArray[np.float32], /
@@ -47,7 +63,17 @@ class AudioPart(Part, Protocol):
 
 @runtime_checkable
 class VideoPart(Part, Protocol):
-    """What makes features of pictures: :class:`Face`, or anything like it."""
+    """What makes features of pictures: :class:`Face`, or anything like it.
+
+    Example:
+        >>> class Brightness:
+        ...     columns = ["mean of all pixels, 0 to 255"]
+        ...
+        ...     def __call__(self, picture):
+        ...         return np.array([picture.mean()], np.float32)
+        >>> isinstance(Brightness(), VideoPart)
+        True
+    """
 
     def __call__(self, picture: NDArray[np.uint8], /) -> NDArray[np.float32] | None:
         """Return the features ``(f,)`` of an RGB picture, None where it shows nothing."""

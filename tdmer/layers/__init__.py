@@ -8,7 +8,7 @@ from tdmer.layers.cross_attention import (
 )
 from tdmer.layers.decoupling import Decoupled, Decoupler
 from tdmer.layers.edges import EdgeWeights, ordered_pairs
-from tdmer.layers.normalization import InputNormalization
+from tdmer.layers.normalization import FeatureStatistics, InputNormalization
 from tdmer.layers.temporal import TemporalConv
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Decoupled",
     "Decoupler",
     "EdgeWeights",
+    "FeatureStatistics",
     "InputNormalization",
     "TemporalConv",
     "ordered_pairs",

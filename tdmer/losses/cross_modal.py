@@ -28,8 +28,8 @@ def cross_modal_loss(
             does not matter.
 
     Returns:
-        A scalar of at least 0 for non-negative edges: the mean over the batch, to which a sample
-        with fewer than two modalities adds 0. Float32 for lower precision input.
+        A scalar, the mean over the batch, to which a sample with fewer than two modalities adds 0;
+        at least 0 for non-negative edges. Float32 for lower precision input.
 
     Raises:
         TypeError: An input is not floating point, or ``present`` is not bool.

@@ -6,7 +6,10 @@ import importlib
 import inspect
 import pkgutil
 import re
+import runpy
+import shutil
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ import tdmer
 
 DOCS = Path(__file__).parents[1] / "docs"
 README = "../README.md"
+ALONE = (README, "losses.md")  # whose programs are pasted one by one
 NEEDS = {"trainer.md": "accelerate", "recordings.md": "av"}
 EXPORT = "export.md"  # run by test_export.py, which looks at what it makes
 PAGES = [README, *sorted(path.relative_to(DOCS).as_posix() for path in DOCS.glob("*.md"))]
@@ -103,8 +107,7 @@ def test_every_field_is_in_the_reference(module, name):
 def run(page, parts, namespace):
     """Run blocks of a page, and return the names they leave."""
     for language, source, line in parts:
-        # A page is read from the top, but what the README shows is pasted piece by piece.
-        if page == README or not namespace:
+        if (page in ALONE and language == "python") or not namespace:
             namespace = {"__name__": "page"}
         if language == "python":
             # The empty lines make a traceback name the line of the page.
@@ -134,3 +137,25 @@ def test_programs_of_a_page_run(page, tmp_path, monkeypatch):
             row["eval_mae"] for row in namespace["trainer"].state.log_history if "eval_mae" in row
         ]
         assert errors[-1] < errors[0]
+
+
+def test_release_has_absolute_links_and_names_its_repository(tmp_path, monkeypatch):
+    root = DOCS.parent
+    for name in ("README.md", "pyproject.toml", "CHANGELOG.md"):
+        shutil.copy(root / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    release = runpy.run_path(str(root / ".ci" / "absolute"))["main"]
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    with Path("CHANGELOG.md").open("a") as changes:
+        changes.write(f"\n## [{project['version']}]\n")
+    release("https://host/owner/name", f"v{project['version']}")
+
+    links = re.findall(r"\]\(([^)]*)\)", Path("README.md").read_text())
+    ours = [re.fullmatch(r"https://host/owner/name/(raw|blob)/v[^/]+/(.+)", link) for link in links]
+    assert all(link.startswith("https://") for link in links)
+    assert all((root / match[2]).exists() for match in ours if match)
+    assert {match[1] for match in ours if match} == {"raw", "blob"}
+    assert tomllib.loads(Path("pyproject.toml").read_text())["project"]["urls"]
+    assert f"\nversion: {project['version']}\n" in (root / "CITATION.cff").read_text()
+    with pytest.raises(SystemExit, match="must be the version"):
+        release("https://host/owner/name", "v0.0.1")

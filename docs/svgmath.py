@@ -17,8 +17,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def _drawn(node: nodes.math | nodes.math_block, *, inline: bool) -> str:
-    tex = node.astext().strip()
+def _drawn(tex: str, *, inline: bool) -> str:
+    tex = tex.strip()
     formula = ziamath.Latex(tex, size=SIZE, color="currentColor", inline=inline)
     svg = formula.svgxml()
     for side in ("width", "height"):
@@ -30,10 +30,12 @@ def _drawn(node: nodes.math | nodes.math_block, *, inline: bool) -> str:
 
 
 def _inline(translator: HTML5Translator, node: nodes.math) -> None:
-    translator.body.append(f'<span class="math">{_drawn(node, inline=True)}</span>')
+    translator.body.append(f'<span class="math">{_drawn(node.astext(), inline=True)}</span>')
     raise nodes.SkipNode
 
 
 def _block(translator: HTML5Translator, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="math">{_drawn(node, inline=False)}</div>')
+    # Formulas that stand beside each other wrap as words do.
+    parts = [_drawn(tex, inline=False) for tex in node.astext().split(r"\qquad")]
+    translator.body.append(f'<div class="math">{"".join(parts)}</div>')
     raise nodes.SkipNode

@@ -55,7 +55,7 @@ class Face:
 
     @property
     def columns(self) -> list[str]:
-        """The name and unit of each column; ``[eyes]``: distances between the eyes, y downwards."""
+        """The name and unit of each column; ``[eyes]`` are distances of the eyes, y downwards."""
         place = ["centre x [share of width]", "centre y [share of height]"]
         place += ["distance of the eyes [share of width]", "roll [radians, clockwise]"]
         mesh = [f"landmark {number} {axis} [eyes]" for number in range(468) for axis in "xyz"]

@@ -72,9 +72,9 @@ class EdgeWeights(nn.Module):
             present: True where a sample has the modality; None: everywhere.
 
         Returns:
-            ``[b, p, q]``, the weight with which ``q`` learns from ``p``, in float32 at least: 0 on
-            the diagonal and for absent modalities, summing to 1 over the pairs of a sample that
-            has at least two modalities and to 0 otherwise.
+            ``[b, p, q]``, the weight with which ``q`` learns from ``p``, in float32 at least. It is
+            0 on the diagonal and for absent modalities, and sums to 1 over the pairs of a sample
+            that has at least two modalities, to 0 otherwise.
         """
         check_features("pooled", pooled, ndim=3)
         check_features("logits", logits, ndim=3)

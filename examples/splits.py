@@ -6,6 +6,7 @@ file itself, which are taken as they are, no group is in two splits.
 """
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -165,6 +166,12 @@ def fingerprint(path: Path | None) -> dict[str, str]:
         with part.open("rb") as file:
             found[part.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
+
+
+def read_extractor(path: Path | None) -> Any:
+    """Return what made the features of a store of recordings, which its models are saved with."""
+    about = None if path is None else path / "recordings.json"
+    return json.loads(about.read_bytes())["extractor"] if about and about.is_file() else None
 
 
 def _read(path: Path | None) -> Mapping[str, MultimodalDataset]:

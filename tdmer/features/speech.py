@@ -73,6 +73,7 @@ def _loaded(options: Whisper) -> Any:
         return whisper.WhisperModel(
             os.fspath(options.model),
             device=options.device,
+            compute_type="float32" if options.device == "cpu" else "float16",
             cpu_threads=torch.get_num_threads(),
             local_files_only=not options.download,
         )

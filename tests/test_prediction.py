@@ -14,7 +14,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     BertConfig,
     BertModel,
@@ -278,14 +279,15 @@ def encoded(tmp_path_factory):
     bert = BertModel(BertConfig(vocab_size=5, intermediate_size=8, **size))
     known = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "such", "a", "day"])}
     words = Tokenizer(WordLevel(known, unk_token="[UNK]"))
-    words.pre_tokenizer = Whitespace()
+    words.pre_tokenizer = Split(" ", "isolated")  # two blanks are not one
+    words.post_processor = TemplateProcessing(single="[UNK] $A", special_tokens=[("[UNK]", 1)])
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "model_max_length": 16}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)
     convolutions = {"conv_dim": (4, 4), "conv_kernel": (10, 4), "conv_stride": (8, 40)}
     groups = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
     config = Wav2Vec2Config(intermediate_size=8, **convolutions, **groups, **size)
     encoders = {
-        "text": PretrainedEncoder(bert, tokenizer),
+        "text": PretrainedEncoder(bert, tokenizer, train="all"),
         "audio": PretrainedEncoder(Wav2Vec2Model(config)),
     }
     model = EncodedTDMER(encoders, TDMER({"video": 3, "text": 6, "audio": 6}, 3, width=8, heads=2))
@@ -300,18 +302,19 @@ def test_texts_and_recordings_go_through_the_encoders(encoded, tmp_path):
     path, video = write_wav(tmp_path / "clip.wav"), make_samples()[0]["video"]
     wave = samples(path)
     with torch.no_grad():
-        inputs = {"text": torch.tensor([[2, 3, 1]]), "audio": torch.from_numpy(wave)[None]}
+        inputs = {"text": torch.tensor([[1, 2, 1, 1, 3]]), "audio": torch.from_numpy(wave)[None]}
         output = model(inputs | {"video": torch.from_numpy(video)[None]})
     wanted = TASKS[1].probabilities(output.logits)[0].tolist()
     predictor = Predictor.from_pretrained(folder)
-    for text in ("such a night", [2, 3, 1]):
+    for text in ("such  a", [1, 2, 1, 1, 3]):
         for audio in (path, wave):
             sample = {"text": text, "audio": audio, "video": video}
             found = predictor([sample, {"text": "day"}])[0]
             np.testing.assert_allclose(list(found.probabilities.values()), wanted, atol=1e-5)
     whole = predictor({"recording": path, "text": "such a night"})
     assert whole == predictor({"text": "such a night", "audio": path})
-    assert predictor({"recording": path, "text": ""}).notes == {"text": "no words"}
+    silent = predictor({"recording": path, "text": ""})
+    assert (silent.missing, silent.notes) == (["video", "text"], {"text": "no words"})
     with pytest.raises(ValueError, match="transcript must be given, or speech"):
         predictor(path)
     hears = Extractor(speech=lambda samples: [Word("such", 0.1, 0.2), Word("night", 0.3, 0.4)])
@@ -424,6 +427,22 @@ def test_the_command_reads_a_store(folder, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == [x.to_dict() for x in wanted]
     with pytest.raises(SystemExit, match=r"--split must be one of \['test'\], got 'dev'"):
         main([*arguments, "--split", "dev"])
+
+
+def test_the_command_says_which_model_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bert").touch()
+    extractor = Extractor(text=TextStates("bert"))
+    make_model().save_pretrained("model", task=TASKS[1], extractor=extractor)
+    Path("models").mkdir()
+    Path("bert").rename("models/bert")
+    arguments = ["predict", "--model", "model", "--text", "so"]
+    with pytest.raises(
+        SystemExit, match=r"\./bert must be on this machine, .* holds bert by models"
+    ):
+        main(arguments)
+    with pytest.raises(SystemExit, match="models/bert"):  # found, and no model
+        main([*arguments, "--models", "models"])
 
 
 def test_the_command_takes_texts_and_recordings(tmp_path, capsys):

@@ -7,17 +7,18 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from tdmer._checks import check_count
 from tdmer.data.dataset import MultimodalDataset
@@ -78,8 +79,7 @@ def extract_folder(
         processes: how many work at a time; None: one for each core; 1: this one alone. Each loads
             the models for itself and runs them on one thread. With several, the parts must be
             possible to pickle.
-        progress: whether to show how far it is, by rich or tqdm where one is installed, and to
-            print what failed.
+        progress: whether to show how far it is, and to print what failed.
 
     Returns:
         What is not in the store: name of the recording → why.
@@ -115,11 +115,11 @@ def extract_folder(
 
     waiting = [job for job in jobs if not job.part.exists()]
     done = _in_processes(extractor, waiting, min(processes, len(waiting)))
-    for job, error in _shown(done, len(waiting)) if progress else done:
+    for job, error in tqdm(done, "Recordings", len(waiting), disable=not progress):
         if error is not None:
             failed[job.id] = error
             if progress:
-                print(f"{job.id}: {error}", file=sys.stderr)
+                tqdm.write(f"{job.id}: {error}", sys.stderr)
     jobs = [job for job in jobs if job.id not in failed]
     if not jobs:
         raise ValueError(
@@ -288,23 +288,3 @@ def _in_processes(
                     yield from ((job, _KILLED) for job in running.values())
                 else:
                     suspects += running.values()
-
-
-def _shown(done: Iterable[Any], count: int) -> Iterator[Any]:
-    """Show how many are done, by the means that are installed."""
-    try:
-        from rich.console import Console
-        from rich.progress import track
-
-        yield from track(done, "Recordings", count, console=Console(stderr=True))
-        return
-    except ImportError:
-        pass
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        for number, item in enumerate(done, 1):
-            print(f"Recordings: {number} of {count}", file=sys.stderr)
-            yield item
-    else:
-        yield from tqdm(done, "Recordings", count)

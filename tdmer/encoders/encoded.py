@@ -139,15 +139,13 @@ class EncodedTDMER(nn.Module):
             ValueError: The files are not such as :meth:`save_pretrained` writes.
         """
         place, encoders = Path(folder), {}
-        for m, options in json.loads((place / CONFIG).read_text()).items():
-            part, weights = _folder(place, m), options.pop("weights")
-            hub = {"local_files_only": True}
-            model = load_model(part, hub)
-            processor = load_processor(model, part, hub) if options.pop("processor") else None
-            encoders[m] = PretrainedEncoder(model, processor, **options)
-            with torch.no_grad():
-                for name, value in weights.items():
-                    encoders[m].get_parameter(name).copy_(torch.tensor(value))
+        content = (place / CONFIG).read_bytes()
+        try:
+            for m, options in json.loads(content).items():
+                encoders[m] = _load(_folder(place, m), **options)
+        except (AttributeError, TypeError, json.JSONDecodeError) as error:
+            rule = "be one that save_pretrained of an EncodedTDMER wrote"
+            raise ValueError(f"{place / CONFIG} must {rule}, got {error!r}") from None
         return cls(encoders, TDMER.from_pretrained(place / "tdmer")).eval()
 
 
@@ -155,3 +153,16 @@ def _folder(place: Path, modality: str) -> Path:
     if Path(modality).name != modality:
         raise ValueError(f"a modality must be able to name a folder, got {modality!r}")
     return place / "encoders" / modality
+
+
+def _load(
+    folder: Path, *, weights: Mapping[str, Any], processor: bool, **options: Any
+) -> PretrainedEncoder:
+    hub = {"local_files_only": True}
+    model = load_model(folder, hub)
+    reader = load_processor(model, folder, hub) if processor else None
+    encoder = PretrainedEncoder(model, reader, **options)
+    with torch.no_grad():
+        for name, value in weights.items():
+            encoder.get_parameter(name).copy_(torch.tensor(value))
+    return encoder

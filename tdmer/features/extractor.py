@@ -190,9 +190,8 @@ class Extractor:
         Of a part that is an object of one's own program, no more than its name.
         """
         return {
-            f.name: _described(value) if f.name in _PARTS else value
-            for f in fields(self)
-            for value in [getattr(self, f.name)]
+            name: _described(value) if name in _PARTS else value
+            for name, value in vars(self).items()
         }
 
     @classmethod

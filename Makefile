@@ -17,7 +17,7 @@ PIP_FLAGS ?=
 RUNS ?= 3.11:highest 3.12:highest 3.13:highest 3.11:lowest-direct
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS)
 
-.PHONY: demo setup test lint types docs matrix check clean
+.PHONY: demo setup test lint types docs matrix extras check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/experiments/seeds.py $(if $(DATA),--data "$(DATA)") $(ARGS)
@@ -41,6 +41,10 @@ docs: $(VENV)/.developed
 # The wheel in fresh environments without constraints. uv fetches the Pythons that are missing.
 matrix: $(VENV)/.developed
 	PATH="$$PWD/$(BIN):$$PATH" .ci/versions $(RUNS)
+
+# Each extra alone, on each Python; not part of the gate.
+extras: $(VENV)/.developed
+	PATH="$$PWD/$(BIN):$$PATH" .ci/extras 3.11 3.12 3.13
 
 check: test lint types docs
 

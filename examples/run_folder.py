@@ -6,7 +6,6 @@ Nothing that is read here can run code: JSON, and what torch.load reads with wei
 import io
 import json
 import math
-import os
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -19,7 +18,7 @@ from filelock import FileLock, Timeout
 from task import Task
 
 from tdmer import TDMER
-from tdmer.pretrained import CARD, CONFIG, WEIGHTS
+from tdmer.pretrained import CARD, CONFIG, WEIGHTS, write_file
 
 LIMITS = (
     "Measured on the test split of these data alone. Other speakers, languages, recordings and "
@@ -116,24 +115,11 @@ def chosen(folder: Path, config: dict[str, Any]) -> tuple[int, list[str]]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file so that whatever happens leaves the old content or the new, whole."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Write a file of a run, whole or not at all."""
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if hasattr(os, "O_DIRECTORY"):  # where folders can be opened, so that the name lasts, too
-            folder = os.open(path.parent, os.O_DIRECTORY)
-            os.fsync(folder)
-            os.close(folder)
+        write_file(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(
-            f"{path} could not be written: {error.strerror}. What stood there before is unharmed: "
-            "mend this, then --resume"
-        ) from None
+        raise OSError(f"{error}: mend this, then --resume") from None
 
 
 def to_json(content: Any) -> bytes:

@@ -6,6 +6,7 @@ file itself, which are taken as they are, no group is in two splits.
 """
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,7 @@ class Samples(Dataset[Sample]):
         labels: All labels.
         ids: All names.
         groups: The group of every sample.
+        classes: Names of the classes that labels number; None: they have none.
     """
 
     source: Dataset[Sample]
@@ -54,6 +56,7 @@ class Samples(Dataset[Sample]):
     labels: Tensor
     ids: list[str]
     groups: list[Any]
+    classes: list[str] | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -167,6 +170,12 @@ def fingerprint(path: Path | None) -> dict[str, str]:
     return found
 
 
+def read_extractor(path: Path | None) -> Any:
+    """Return what made the features of a store of recordings, which its models are saved with."""
+    about = None if path is None else path / "recordings.json"
+    return json.loads(about.read_bytes())["extractor"] if about and about.is_file() else None
+
+
 def _read(path: Path | None) -> Mapping[str, MultimodalDataset]:
     if path is None:
         world = make_synthetic({"train": 800, "valid": 200, "test": 400}, missing=0.1)
@@ -224,7 +233,7 @@ def _pool(
     """Return all samples of all splits."""
     first = next(iter(sources.values()))
     kinds = {
-        name: (data.dims, data.labels.dtype, data.labels.shape[1:])
+        name: (data.dims, data.labels.dtype, data.labels.shape[1:], data.classes)
         for name, data in sources.items()
     }
     if any(kind != kinds[next(iter(kinds))] for kind in kinds.values()):
@@ -236,6 +245,7 @@ def _pool(
         torch.cat([data.labels for data in sources.values()]),
         [x for data in sources.values() for x in data.ids],
         groups,
+        first.classes,
     )
 
 

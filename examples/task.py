@@ -19,11 +19,14 @@ def describe_task(
 ) -> dict[str, Any]:
     """Return the config of the task: floating-point labels are scores, whole numbers classes."""
     labels = torch.cat([data.labels for data in splits.values()])
-    kind: dict[str, Any] = (
-        {"name": "Sentiment", "values": values, "l1_weight": l1_weight}
-        if labels.is_floating_point()
-        else {"name": "Classification", "num_classes": max(2, int(labels.max()) + 1)}
-    )
+    names = next(iter(splits.values())).classes
+    kind: dict[str, Any]
+    if labels.is_floating_point():
+        kind = {"name": "Sentiment", "values": values, "l1_weight": l1_weight}
+    elif names is None:
+        kind = {"name": "Classification", "num_classes": max(2, int(labels.max()) + 1)}
+    else:
+        kind = {"name": "Classification", "num_classes": len(names), "classes": names}
     return kind | {"label_smoothing": label_smoothing}
 
 

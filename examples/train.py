@@ -31,7 +31,7 @@ from accelerate.utils import DataLoaderConfiguration, set_seed
 from measure import choose, measure
 from options import parse_args, take_arguments
 from run_folder import RunFolder, chosen
-from splits import fingerprint, load_splits, shared_groups
+from splits import fingerprint, load_splits, read_extractor, shared_groups
 from task import check_labels, check_training, describe_task, main_figure, standing
 from torch.optim.lr_scheduler import LinearLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -96,6 +96,7 @@ def train(args: argparse.Namespace) -> None:
     loader = DataLoader(data["train"], args.batch_size, True, generator=shuffle, collate_fn=augment)
     set_seed(args.seed)
     network = TDMER(**config["model"])
+    network.extractor_config = read_extractor(args.data)
     # The terms of several processes are those of the whole batch.
     group = torch.distributed.group.WORLD if accelerator.num_processes > 1 else None
     objective = TDMERLoss(task, **config["loss"], group=group).to(accelerator.device)

@@ -1,8 +1,9 @@
-"""From features without labels to predictions: one call for one sample or many."""
+"""From recordings, texts or features to predictions: one call for one sample or many."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
-from os import PathLike
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -11,6 +12,10 @@ from numpy.typing import NDArray
 
 from tdmer.data.batch import collate
 from tdmer.data.dataset import MultimodalDataset, as_features, as_float32, as_ids, check_present
+from tdmer.encoders import EncodedTDMER, PretrainedEncoder
+from tdmer.encoders.encoded import CONFIG
+from tdmer.features import Extractor
+from tdmer.features.media import RATE
 from tdmer.model import COMMON, TDMER, TDMEROutput
 from tdmer.tasks import Classification, MultiLabel, Sentiment, from_config
 
@@ -54,6 +59,7 @@ class Prediction:
         probabilities: Class value, class or label → its probability, in order.
         branches: ``"common"`` and the modalities that the sample has → what each contributes.
         missing: The modalities of the model that the sample lacks.
+        notes: Modality → why a recording lacks it.
 
     Example:
         >>> glad = {"glad": 0.75, "sad": 0.25}
@@ -72,6 +78,7 @@ class Prediction:
     probabilities: dict[str, float]
     branches: dict[str, Contribution]
     missing: list[str]
+    notes: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON can hold it, under the names of the attributes."""
@@ -91,7 +98,8 @@ class Prediction:
             padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
             lines.append("  ".join([f"{name:<{first}}", *padded]).rstrip())
         if self.missing:
-            lines.append(f"missing: {', '.join(self.missing)}")
+            why = {m: f"{m} ({self.notes[m]})" if m in self.notes else m for m in self.missing}
+            lines.append(f"missing: {', '.join(why.values())}")
         return "\n".join(lines)
 
 
@@ -107,24 +115,55 @@ def shown(decision: Decision) -> str:
     return decision if isinstance(decision, str) else ", ".join(decision) or "none"
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """An encoder as an extractor's part."""
+
+    encoder: PretrainedEncoder
+
+    @property
+    def columns(self) -> list[str]:
+        return [f"state {number}" for number in range(self.encoder.width)]
+
+    def __call__(self, given: Any) -> Any:
+        """Return the states of words; or those of sound, with their times."""
+        if self.encoder.kind == "text":
+            if not given:
+                return np.empty((0, self.encoder.width), np.float32)
+            return self.encode(self.encoder.tokenize([" ".join(given)])[0][0])
+        if self.encoder.sampling_rate != RATE:
+            got = f"{self.encoder.sampling_rate} Hz"
+            raise ValueError(f"an encoder of recordings must hear {RATE} Hz, got {got}: give waves")
+        states = self.encode(torch.from_numpy(given))
+        return states, np.linspace(0.0, len(given) / RATE, len(states), endpoint=False)
+
+    @torch.inference_mode()
+    def encode(self, x: torch.Tensor) -> NDArray[np.float32]:
+        """Return the states of one text, wave or row of frames."""
+        device = next(self.encoder.parameters()).device
+        states, mask = self.encoder(x.unsqueeze(0).to(device))
+        found: NDArray[np.float32] = states[mask].float().cpu().numpy()
+        return found
+
+
 class Predictor:
     """A model with its task: from what is known of a sample to a :class:`Prediction`.
 
     Samples go through the model as in training: the same collate, masks and normalisation, in
     which single entries that are NaN or infinite count as the mean. How many are predicted at once
-    changes nothing but rounding.
+    changes nothing but rounding. Texts and recordings go through the model's encoders, where it has
+    some, and else through the extractor that it was saved with.
 
     Args:
         model: The model. Whenever it predicts, it is put into evaluation mode; it stays on its
             device.
         task: What its predictions mean; None: the task that it was saved with.
-        extractors: Modality → function that makes features ``(t, f)`` or ``(f,)`` of whatever is
-            given for the modality, such as a string or the path of a recording. What is given for
-            other modalities are features.
+        extractor: What makes features of texts and recordings, as it made those that the model was
+            trained on; None: that which it was saved with.
+        models: Folder where the extractor's own models are looked for first.
 
     Raises:
-        ValueError: There is no task, it has another number of classes than the model, or extractors
-            are of other modalities.
+        ValueError: There is no task, or it has another number of classes than the model.
 
     Example:
         >>> task = Classification(2, classes=["calm", "angry"])
@@ -137,26 +176,30 @@ class Predictor:
     """
 
     task: Classification | Sentiment | MultiLabel
-    extractors: dict[str, Callable[[Any], Any]]
+    model: TDMER
+    encoders: dict[str, Any]
 
     def __init__(
         self,
-        model: TDMER,
+        model: TDMER | EncodedTDMER,
         task: Classification | Sentiment | MultiLabel | None = None,
         *,
-        extractors: Mapping[str, Callable[[Any], Any]] | None = None,
+        extractor: Extractor | None = None,
+        models: str | PathLike[str] | None = None,
     ) -> None:
-        if task is None and model.task_config is None:
+        self.encoders = {}
+        if isinstance(model, EncodedTDMER):
+            self.encoders, model = dict(model.encoders.items()), model.model
+        self.model = model
+        if task is None and self.model.task_config is None:
             raise ValueError(
                 "task must be given for a model that was saved without one: Predictor(model, task)"
             )
-        self.model = model
-        self.task = from_config(model.task_config or {}) if task is None else task
-        self.extractors = dict(extractors or {})
-        count, classes = self.task.num_classes, model.options["num_classes"]
+        self.task = from_config(self.model.task_config or {}) if task is None else task
+        count, classes = self.task.num_classes, self.model.options["num_classes"]
         if count != classes:
             raise ValueError(f"task must have the {classes} classes of the model, got {count}")
-        self._check_names("extractors", self.extractors)
+        self._extractor, self._models = extractor, models
 
     @classmethod
     def from_pretrained(
@@ -164,53 +207,73 @@ class Predictor:
         name: str | PathLike[str],
         *,
         revision: str | None = None,
-        extractors: Mapping[str, Callable[[Any], Any]] | None = None,
+        extractor: Extractor | None = None,
+        models: str | PathLike[str] | None = None,
     ) -> "Predictor":
         """Load a model that was saved with its task, from a folder or the Hub.
 
         Args:
-            name: As in :meth:`~tdmer.pretrained.Pretrained.from_pretrained`, as which this fails.
-            revision: Likewise.
-            extractors: As in the constructor.
+            name: As in :meth:`~tdmer.pretrained.Pretrained.from_pretrained`, as which this also
+                fails; or a folder that :meth:`tdmer.encoders.EncodedTDMER.save_pretrained` wrote.
+            revision: Of a repository of the Hub.
+            extractor: As in the constructor.
+            models: Likewise.
         """
-        return cls(TDMER.from_pretrained(name, revision=revision), extractors=extractors)
+        model: TDMER | EncodedTDMER
+        if (Path(name) / CONFIG).is_file():
+            model = EncodedTDMER.from_pretrained(name)
+        else:
+            model = TDMER.from_pretrained(name, revision=revision)
+        return cls(model, extractor=extractor, models=models)
 
     @overload
-    def __call__(
-        self, inputs: Mapping[str, Any], *, ids: Iterable[Any] | None = None
+    def __call__(  # type: ignore[overload-overlap]  # a str, too, can be iterated
+        self,
+        inputs: str | PathLike[str] | Mapping[str, Any],
+        *,
+        ids: Iterable[Any] | None = None,
     ) -> Prediction: ...
     @overload
     def __call__(
         self,
-        inputs: MultimodalDataset | Iterable[Mapping[str, Any]],
+        inputs: MultimodalDataset | Iterable[str | PathLike[str] | Mapping[str, Any]],
         *,
         ids: Iterable[Any] | None = None,
     ) -> list[Prediction]: ...
     def __call__(
         self,
-        inputs: Mapping[str, Any] | MultimodalDataset | Iterable[Mapping[str, Any]],
+        inputs: str
+        | PathLike[str]
+        | Mapping[str, Any]
+        | MultimodalDataset
+        | Iterable[str | PathLike[str] | Mapping[str, Any]],
         *,
         ids: Iterable[Any] | None = None,
     ) -> Prediction | list[Prediction]:
         """Predict one sample, or each of many.
 
         Args:
-            inputs: One sample: modality → its features ``(t, f)``, as an array, a tensor or nested
-                lists, or one vector ``(f,)``, or what its extractor takes. Modalities may be left
-                out or None. Or many: an iterable of such samples, or a data set of
-                :mod:`tdmer.data`, whose labels are not read.
+            inputs: One sample: the path of a recording; or modality → its features ``(t, f)``, as
+                an array, a tensor or nested lists, or one vector ``(f,)``; or for text a str, and
+                for audio and video the path of a recording. Modalities may be left out or None. A
+                transcript goes with a recording as ``{"recording": path, "text": transcript}``.
+                What has an encoder is given as this takes it, without the axis of the batch. Or
+                many: an iterable of such samples, or a data set of :mod:`tdmer.data`, whose labels
+                are not read.
             ids: Names of the samples, one each; running numbers by default. A data set has its own.
 
         Raises:
-            TypeError: A sample is no mapping.
+            OSError: There is no such recording, or the model of a feature is not on this machine.
+            TypeError: A sample is none of these.
             ValueError: A name or a width is not the model's, what is given are no numbers or none
-                that is finite, a sample has no modality at all, or ``ids`` are not one each.
+                that is finite, a sample has no modality at all, nothing is known that makes
+                features of a text or recording, or ``ids`` are not one each.
         """
-        if isinstance(inputs, Mapping):
-            return self._predict(self._dataset([inputs], ids))[0]
+        if isinstance(inputs, str | PathLike | Mapping):
+            return self._samples([inputs], ids)[0]
         if not isinstance(inputs, MultimodalDataset):
             samples = list(inputs)
-            return self._predict(self._dataset(samples, ids)) if samples else []
+            return self._samples(samples, ids) if samples else []
         if ids is not None:
             raise ValueError("ids must be None for a data set, which has its own")
         self._check_names("inputs", inputs.dims)
@@ -219,31 +282,79 @@ class Predictor:
         check_present(inputs)
         return self._predict(inputs)
 
-    def _dataset(self, samples: list[Any], ids: Iterable[Any] | None) -> MultimodalDataset:
+    def _samples(self, samples: list[Any], ids: Iterable[Any] | None) -> list[Prediction]:
         names = as_ids("ids", range(len(samples)) if ids is None else ids)
         if len(names) != len(samples):
             raise ValueError(f"ids must be one per sample, {len(samples)}, got {len(names)}")
+        for part in (self.model, *self.encoders.values()):
+            part.eval()
         columns: dict[str, list[NDArray[Any]]] = {m: [] for m in self.model.modalities}
+        notes: list[dict[str, str]] = []
         for number, sample in enumerate(samples):
             name = f"inputs[{number}]" if len(samples) > 1 else "inputs"
+            if isinstance(sample, str | PathLike):
+                sample = {"recording": sample}
             if not isinstance(sample, Mapping):
                 got = type(sample).__name__
                 raise TypeError(f"{name} must map names of modalities to features, got {got}")
-            self._check_names(name, sample)
+            if "recording" in sample:
+                found, note = self._recording(name, sample)
+            else:
+                self._check_names(name, sample)
+                found, note = {m: self._made(f"{name}[{m!r}]", m, x) for m, x in sample.items()}, {}
+            notes.append(note)
             for m, column in columns.items():
-                column.append(self._features(f"{name}[{m!r}]", m, sample.get(m)))
+                column.append(self._features(f"{name}[{m!r}]", m, found.get(m)))
             if not any(len(column[-1]) for column in columns.values()):
                 raise ValueError(f"{name} must hold a step of one of {list(columns)}, got none")
-        return MultimodalDataset(columns, np.full(len(samples), np.nan), names)
+        predictions = self._predict(
+            MultimodalDataset(columns, np.full(len(samples), np.nan), names)
+        )
+        return [replace(x, notes=note) for x, note in zip(predictions, notes, strict=True)]
+
+    def _recording(
+        self, name: str, sample: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return the features of a recording, and why it lacks some modality."""
+        said = sample.get("text")
+        if not sample.keys() <= {"recording", "text"} or not isinstance(said, str | None):
+            rule = "hold nothing beside a recording but its transcript, a str named text"
+            raise ValueError(f"{name} must {rule}, got {[*sample]}")
+        parts = [m for m in self.model.modalities if m in ("text", "audio", "video")]
+        hears = ["speech"] if said is None and "text" in parts else []
+        made = self._parts(f"{name}['recording']", *parts, *hears)(sample["recording"], said)
+        return dict(made.inputs), made.notes
+
+    def _made(self, name: str, modality: str, value: Any) -> Any:
+        """Return features of a text, a recording or what an encoder takes; features as they are."""
+        encoder = self.encoders.get(modality)
+        if isinstance(value, str | PathLike):
+            kind = modality if encoder is None else encoder.kind
+            extractor = self._parts(name, kind)
+            if extractor.text is None:
+                return extractor(value).inputs[kind]
+            return extractor.text([fspath(value)] if encoder else fspath(value).split())
+        if encoder is None or value is None:
+            return value
+        return _Encoded(encoder).encode(torch.as_tensor(value))
+
+    def _parts(self, name: str, *parts: str) -> Extractor:
+        """Return what makes some modalities of recordings."""
+        own = self._extractor
+        known = (self.model.extractor_config or {}) if own is None else vars(own)
+        others = {"speech", "text", "audio", "video"}.difference(parts)
+        config = {option: value for option, value in known.items() if option not in others}
+        # Frames are such as an image processor makes them: a recording has none.
+        encoders = [encoder for encoder in self.encoders.values() if encoder.kind != "video"]
+        config |= {e.kind: _Encoded(e) for e in encoders if e.kind in parts}
+        if all(config.get(part) is None for part in parts if part != "speech"):
+            rule = "be features, since the model was saved without an extractor that makes them"
+            raise ValueError(f"{name} must {rule}: extractor= gives one")
+        return Extractor.from_config(config, self._models)
 
     def _features(self, name: str, modality: str, value: Any) -> NDArray[Any]:
         if value is None:
             return np.empty((0, self.model.dims[modality]), np.float32)
-        if modality in self.extractors:
-            value = self.extractors[modality](value)
-        elif isinstance(value, str | PathLike):
-            got = type(value).__name__
-            raise TypeError(f"{name} must be features, or have an extractor for them, got {got}")
         x = as_features(name, value, "(f)", "(t, f)")
         x = x[None] if x.ndim == 1 else x
         self._check_width(name, modality, x.shape[1])

@@ -32,6 +32,8 @@ class Pretrained(nn.Module):
         modalities: Names of the modalities, in order.
         task_config: The task that the model was saved with, as :func:`tdmer.tasks.from_config`
             takes it; None: not known.
+        extractor_config: What made its features of recordings, as
+            :meth:`tdmer.features.Extractor.from_config` takes it; None: not known.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -46,12 +48,14 @@ class Pretrained(nn.Module):
     options: dict[str, Any]
     modalities: tuple[str, ...]
     task_config: dict[str, Any] | None = None
+    extractor_config: dict[str, Any] | None = None
 
     def save_pretrained(
         self,
         folder: str | os.PathLike[str],
         *,
         task: nn.Module | None = None,
+        extractor: Any = None,
         data: str = "",
         metrics: Mapping[str, float] | None = None,
         limits: str = "",
@@ -65,21 +69,25 @@ class Pretrained(nn.Module):
             folder: Where to write; it is made.
             task: What the predictions mean, for :class:`tdmer.prediction.Predictor`; one of
                 :mod:`tdmer.tasks`. None: the task that the model was loaded with, if any.
+            extractor: What made the features that the model was trained on, a
+                :class:`tdmer.features.Extractor` or its ``config``. None: that which the model was
+                loaded with, if any.
             data: For the card: what the model was trained and measured on.
             metrics: For the card: figures by name.
             limits: For the card: what the model is not to be used for.
 
         Raises:
             OSError: The folder cannot be written.
-            TypeError: The task has no ``config``.
+            TypeError: The task or the extractor has no ``config``.
         """
         from safetensors.torch import save
 
-        described = self.task_config if task is None else _describe(task)
+        described = self.task_config if task is None else _config("task", task)
+        made = self.extractor_config if extractor is None else _config("extractor", extractor)
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         weights = {name: x.detach().contiguous() for name, x in self.state_dict().items()}
-        _replace(place / WEIGHTS, save(weights, metadata={"format": "pt"}))
+        write_file(place / WEIGHTS, save(weights, metadata={"format": "pt"}))
         config = {
             "model": type(self).__name__,
             "tdmer": _version(),
@@ -87,11 +95,12 @@ class Pretrained(nn.Module):
             "modalities": list(self.modalities),
             "options": self.options,
             "task": described,
+            "extractor": made,
         }
-        _replace(place / CONFIG, f"{json.dumps(config, indent=2, default=_plain)}\n".encode())
+        write_file(place / CONFIG, f"{json.dumps(config, indent=2, default=_plain)}\n".encode())
         if data or metrics or limits or not (place / CARD).exists():
-            card = _card(self, described, data, metrics or {}, limits)
-            _replace(place / CARD, card.encode())
+            card = _card(self, described, made, data, metrics or {}, limits)
+            write_file(place / CARD, card.encode())
 
     @classmethod
     def from_pretrained(
@@ -143,9 +152,9 @@ class Pretrained(nn.Module):
                     f"{name} must hold {CONFIG} and {WEIGHTS}, as save_pretrained writes them: "
                     f"there is no {file}"
                 )
-        options, task = _read_config(place / CONFIG, cls)
+        options, task, extractor = _read_config(place / CONFIG, cls)
         model = load_weights(cls, options, place / WEIGHTS)
-        model.task_config = task
+        model.task_config, model.extractor_config = task, extractor
         return model
 
     def push_to_hub(
@@ -157,6 +166,7 @@ class Pretrained(nn.Module):
         revision: str | None = None,
         commit_message: str = "Upload model",
         task: nn.Module | None = None,
+        extractor: Any = None,
         data: str = "",
         metrics: Mapping[str, float] | None = None,
         limits: str = "",
@@ -170,6 +180,7 @@ class Pretrained(nn.Module):
             revision: Branch to commit to; None: the main one.
             commit_message: Of the commit.
             task: As in :meth:`save_pretrained`.
+            extractor: As in :meth:`save_pretrained`.
             data: As in :meth:`save_pretrained`.
             metrics: As in :meth:`save_pretrained`.
             limits: As in :meth:`save_pretrained`.
@@ -179,7 +190,8 @@ class Pretrained(nn.Module):
         api = HfApi(token=token)
         made = api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, task=task, data=data, metrics=metrics, limits=limits)
+            about: dict[str, Any] = {"data": data, "metrics": metrics, "limits": limits}
+            self.save_pretrained(folder, task=task, extractor=extractor, **about)
             commit = api.upload_folder(
                 repo_id=made.repo_id,
                 folder_path=folder,
@@ -246,6 +258,42 @@ def load_weights(kind: type[M], options: Mapping[str, Any], weights: Path) -> M:
     return model.eval()
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file so that whatever happens leaves the old content or the new, whole.
+
+    Args:
+        path: Where to write.
+        content: What to write.
+
+    Raises:
+        OSError: It cannot be written.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_file(Path(folder) / "config.json", b"{}")
+        ...     (Path(folder) / "config.json").read_text()
+        '{}'
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if hasattr(os, "O_DIRECTORY"):  # where folders can be opened, so that the name lasts, too
+            folder = os.open(path.parent, os.O_DIRECTORY)
+            os.fsync(folder)
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        why = error.strerror or error
+        raise OSError(
+            f"{path} could not be written: {why}. What stood there before is unharmed"
+        ) from None
+
+
 def _outline(kind: type[M], options: Mapping[str, Any], most: int) -> M:
     # Tensors that have shapes but no memory. Even those take time to make, and a file of a few
     # bytes may ask for any number of layers: too many are given up.
@@ -265,17 +313,19 @@ def _outline(kind: type[M], options: Mapping[str, Any], most: int) -> M:
         return kind(**options)
 
 
-def _describe(task: Any) -> dict[str, Any]:
-    if not isinstance(getattr(task, "config", None), dict):
-        got = type(task).__name__
-        raise TypeError(f"task must be one of tdmer.tasks, or have a config as they, got {got}")
-    return dict(task.config)
+def _config(name: str, thing: Any) -> dict[str, Any]:
+    config = thing if isinstance(thing, Mapping) else getattr(thing, "config", None)
+    if not isinstance(config, Mapping):
+        home = {"task": "tdmer.tasks", "extractor": "tdmer.features"}[name]
+        got = type(thing).__name__
+        raise TypeError(f"{name} must be one of {home}, or have a config as they, got {got}")
+    return dict(config)
 
 
 def _read_config(
     path: Path, kind: type[Pretrained]
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return the options and the task, which files of before do not have."""
+) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any] | None]:
+    """Return the options, and the task and the extractor, which files of before do not have."""
     try:
         config = json.loads(path.read_bytes())
         if config["model"] != kind.__name__:
@@ -290,28 +340,15 @@ def _read_config(
                 if sorted(value) != sorted(modalities):
                     raise ValueError(f"{name} of {list(value)} for modalities {modalities}")
                 options[name] = {m: value[m] for m in modalities}
-        task = config.get("task")
-        if not isinstance(task, dict | None):
-            raise ValueError(f"a task that is a {type(task).__name__}")
+        task, extractor = config.get("task"), config.get("extractor")
+        for name, found in (("a task", task), ("an extractor", extractor)):
+            if not isinstance(found, dict | None):
+                raise ValueError(f"{name} that is a {type(found).__name__}")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} must be one that save_pretrained of a {kind.__name__} wrote, got {error!r}"
         ) from None
-    return options, task
-
-
-def _replace(path: Path, content: bytes) -> None:
-    # Whatever happens leaves the old content or the new, whole.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    return options, task, extractor
 
 
 def _plain(value: Any) -> Any:
@@ -328,6 +365,7 @@ def _version() -> str:
 def _card(
     model: Pretrained,
     task: Mapping[str, Any] | None,
+    extractor: Mapping[str, Any] | None,
     data: str,
     metrics: Mapping[str, float],
     limits: str,
@@ -357,6 +395,7 @@ def _card(
         "",
         "Made as those of the training data were, and not normalised: the model does so itself.",
         "",
+        *([*_table("of recordings", "made by", extractor.items()), ""] if extractor else []),
         "## Options",
         "",
         *_table("option", "value", options.items()),

@@ -40,7 +40,7 @@ from tdmer.data import (
     open_store,
     write_store,
 )
-from tdmer.features import LogMel, TextStates, extract, extract_folder
+from tdmer.features import Extractor, LogMel, TextStates, extract_folder
 from tdmer.fusion import TCPFusion, tcp_loss
 from tdmer.layers import CrossAttention, InputNormalization
 from tdmer.masks import masked_mean
@@ -98,8 +98,8 @@ def recorded(*rows: str, names: tuple[str, ...] = ("a.wav",)) -> Callable[[Path]
             (folder / "clips" / name).touch()
         labels = folder / "labels.csv"
         labels.write_text("\n".join(rows))
-        options: dict[str, Any] = {"audio": LogMel(), "processes": 1, "progress": False}
-        return extract_folder(folder / "clips", folder / "store", labels, **options)
+        places = folder / "clips", folder / "store", Extractor(audio=LogMel()), labels
+        return extract_folder(*places, processes=1, progress=False)
 
     return run
 
@@ -214,18 +214,33 @@ FILES = [
     ),
 ]
 RECORDINGS = [
-    ("a missing recording", lambda folder: extract(folder / "clip.mp4", audio=LogMel())),
-    ("nothing to make of it", lambda folder: extract(folder / "clip.mp4")),
+    ("a missing recording", lambda folder: Extractor(audio=LogMel())(folder / "clip.mp4")),
+    ("nothing to make of it", made(lambda: Extractor(fps=2.0))),
     (
         "no transcript",
-        lambda folder: extract(folder / "clip.mp4", text=TextStates(lambda words: words)),
+        lambda folder: Extractor(text=TextStates(lambda words: words))(folder / "clip.mp4"),
+    ),
+    (
+        "a model that is not on this machine",
+        made(lambda: Extractor.from_config({"text": {"name": "TextStates", "encoder": "./bert"}})),
+    ),
+    (
+        "a part of another program",
+        made(lambda: Extractor.from_config({"audio": {"name": "MyPart"}})),
+    ),
+    (
+        "a part without its options",
+        made(lambda: Extractor.from_config({"video": {"name": "Face"}})),
     ),
     ("empty recordings only", recorded("id,label", "a,1")),
     ("labels without a recording", recorded("id,label", "b,1", names=())),
     ("labels without ids", recorded("name,label", "a,1")),
     ("a recording labelled twice", recorded("id,label", "a,1", "a.wav,2")),
     ("a sound beside a video of its name", recorded("id,label", names=("a.wav", "a.mp4"))),
-    ("no folder of recordings", lambda folder: extract_folder(folder / "a", "b", audio=LogMel())),
+    (
+        "no folder of recordings",
+        lambda folder: extract_folder(folder / "a", "b", Extractor(audio=LogMel())),
+    ),
     (
         "an encoder in training mode",
         made(lambda: TextStates(Untrained())(["so", "glad"])),
@@ -399,8 +414,12 @@ PREDICTION = [
     ("no modality", predicted([{"text": ONES[0]}, {}])),
     ("modalities that are all missing", predicted({"text": None, "audio": np.ones((0, 2))})),
     ("a string without an extractor", predicted({"text": "such a day"})),
-    ("an extractor of no numbers", predicted({"text": "a"}, extractors={"text": str.upper})),
-    ("an extractor of an unknown modality", predicted({}, extractors={"video": str.upper})),
+    ("a recording without an extractor", predicted("clip.mp4")),
+    ("features beside a recording", predicted({"recording": "clip.mp4", "audio": ONES[0]})),
+    (
+        "an extractor of another width",
+        predicted({"text": "a"}, extractor=Extractor(text=TextStates(lambda words: [[1.0]]))),
+    ),
     ("an array for a sample", predicted([ONES[0]])),
     (
         "more names than samples",

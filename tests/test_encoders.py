@@ -154,7 +154,7 @@ ENCODERS = {
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_padded_batch_gives_what_each_sample_alone_gives(name, layer):
     model, processor, lengths, least = ENCODERS[name]
-    encoder = make(model(), processor, layer=layer, frames=3)
+    encoder = make(model(), processor, layer=layer)
     x, mask = ragged(encoder.kind, lengths)
     features, steps = encoder(x, mask)
     assert features.shape == (*steps.shape, encoder.width)
@@ -239,7 +239,8 @@ def test_frames_are_what_transformers_returns(make_model, layer, monkeypatch):
     found = model(pixel_values=x.flatten(0, 1), output_hidden_states=True)
     tokens = [state[:, 0] for state in found.hidden_states]
     wanted = chosen(layer, tokens, found.pooler_output).reshape(2, 4, 16)
-    encoder = make(model, layer=layer, frames=2)
+    encoder = make(model, layer=layer)
+    monkeypatch.setattr("tdmer.encoders.pretrained.FRAMES", 2)
     sizes = []
     run = encoder._run
     monkeypatch.setattr(
@@ -384,7 +385,6 @@ def count_calls(module):
         (bert, {"train": 3}, "train must be at most 2"),
         (bert, {"train": 2, "layer": 1}, "train must be at most 1"),
         (bert, {"train": "some"}, r"train must be one of \['none', 'all'\]"),
-        (bert, {"frames": 0}, "frames must be at least 1"),
         (whisper, {}, "processor must be the feature extractor of WhisperModel, got None"),
         (
             lambda: T5Model(T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2)),
@@ -568,7 +568,7 @@ def test_round_trip_in_a_fresh_process(tmp_path):
 )
 @pytest.mark.parametrize("layer", ["last", 1])
 def test_other_kinds_are_saved(model, processor, layer, tmp_path):
-    encoder = PretrainedEncoder(model(), processor, layer=layer, train=1, frames=5)
+    encoder = PretrainedEncoder(model(), processor, layer=layer, train=1)
     model = EncodedTDMER({"m": encoder}, TDMER({"m": 16}, num_classes=2)).eval()
     model.save_pretrained(tmp_path)
     found = EncodedTDMER.from_pretrained(tmp_path)
@@ -580,6 +580,13 @@ def test_other_kinds_are_saved(model, processor, layer, tmp_path):
     assert trained[0] == trained[1]
     x, mask = ragged(encoder.kind, [20000, 3000] if encoder.kind == "audio" else [3, 1])
     assert torch.equal(found({"m": x}, {"m": mask}).logits, model({"m": x}, {"m": mask}).logits)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"m": {}}', '{"m": 1}'])
+def test_a_damaged_index_is_named(content, tmp_path):
+    (tmp_path / "encoders.json").write_text(content)
+    with pytest.raises(ValueError, match=r"encoders\.json must be one that save_pretrained"):
+        EncodedTDMER.from_pretrained(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -233,11 +233,14 @@ def test_json_has_no_infinity_and_keeps_all_else(monkeypatch, tmp_path):
 def test_a_store_is_data_like_its_source(saved, mmsa, tmp_path, monkeypatch):
     splits = load_mmsa(mmsa)
     write_store(tmp_path / "store", splits)
+    extractor = {"audio": {"name": "LogMel", "bands": 4}}  # as extract_folder writes it
+    (tmp_path / "store" / "recordings.json").write_text(json.dumps({"extractor": extractor}))
     out = ["--out", tmp_path / "run"]
     run(monkeypatch, "train", "--data", tmp_path / "store", *out, *QUICK)
     assert (tmp_path / "run" / "metrics.json").read_bytes() == (saved / "metrics.json").read_bytes()
     hashed = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
     assert set(hashed) == {path.name for path in (tmp_path / "store").iterdir()}
+    assert TDMER.from_pretrained(out[1]).extractor_config == extractor
     for source in (mmsa, tmp_path / "store"):
         to = tmp_path / f"{source.name}.csv"
         run(monkeypatch, "predict", saved, "--data", source, "--split", "valid", "--out", to)

@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from tdmer import Sentiment
+from tdmer import Predictor, Sentiment
 from tdmer.encoders import EncodedTDMER
 from tests.test_examples import call, load, write_mmsa
 
@@ -68,3 +68,6 @@ def test_it_trains_the_encoder_and_reads_the_test_split_once(words, tmp_path, mo
     assert samples[0].inputs["text"].tolist() in ([1, 2, 4], [3])
     again = measure(model, Sentiment(l1_weight=0.5, label_smoothing=0.1), samples)
     assert again.metrics == found["test"]
+    found = Predictor.from_pretrained(tmp_path / "run")({"text": "a good film"})
+    assert found.missing == ["audio", "video"]
+    assert found == Predictor(model)({"text": [1, 2, 4]})

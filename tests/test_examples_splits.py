@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from tdmer.data import MultimodalDataset, load_mmsa, write_store
+from tdmer.data import MultimodalDataset, from_arrays, load_mmsa, write_store
 
 pytest.importorskip("accelerate", reason="the examples need the extra 'examples'")
 
-from tests.test_examples import EXAMPLES, write_mmsa, write_npz
+from tests.test_examples import EXAMPLES, load, write_mmsa, write_npz
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "emotions_face_voice.npz"
 
@@ -173,6 +173,17 @@ def test_samples_without_a_video_are_groups_of_their_own(splits, tmp_path):
         "test": 40,
     }
     assert sum(map(len, splits.load_splits(None, split="folds:5/0").values())) == 1400
+
+
+def test_names_of_classes_reach_the_task(splits, monkeypatch, tmp_path):
+    names = ["calm", "glad", "sad"]
+    data = from_arrays({"a": np.ones((4, 3))}, ["sad", "glad"] * 2, classes=names)
+    write_store(tmp_path / "store", dict.fromkeys(("train", "valid", "test"), data))
+    options = {"values": [], "l1_weight": 0.0, "label_smoothing": 0.0}
+    found = load("task", monkeypatch).describe_task(
+        splits.load_splits(tmp_path / "store", split="random:0"), **options
+    )
+    assert (found["num_classes"], found["classes"]) == (3, names)
 
 
 def test_samples_of_two_splits_are_joined(splits, npz):

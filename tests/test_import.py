@@ -23,8 +23,10 @@ FLOORS = (
     "masks",
     "losses layers fusion metrics data pretrained",
     "tasks model",
-    "objective prediction encoders",
-    "viz trainer features",
+    "objective encoders",
+    "features trainer",
+    "prediction",
+    "viz",
     "__main__",
 )
 

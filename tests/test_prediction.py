@@ -2,16 +2,33 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
+import wave
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+)
 
 from tdmer import TDMER, Classification, MultiLabel, Predictor, Sentiment
 from tdmer.__main__ import main
 from tdmer.data import MultimodalDataset, Sample, collate, from_sequences, write_store
+from tdmer.encoders import EncodedTDMER, PretrainedEncoder
+from tdmer.features import Extractor, Face, LogMel, TextStates, Whisper, Word, audio_blocks
 
 DIMS = {"video": 3, "text": 6, "audio": 4}
 TASKS = [
@@ -152,29 +169,172 @@ def test_a_saved_model_brings_its_task(folder):
     assert Predictor(TDMER.from_pretrained(folder), TASKS[0])(sample).task == "Sentiment"
 
 
-def test_extractors_take_what_is_given_for_their_modality(folder, tmp_path):
-    features = make_samples()[0]
-    path = tmp_path / "clip.npy"
-    np.save(path, features["audio"])
-    seen = []
+class Letters:
+    """A part for text: the number of a word's letters, and of its vowels."""
 
-    def embed(text):
-        seen.append(text)
-        return torch.from_numpy(features["text"][: len(text.split())])
+    columns = [str(number) for number in range(6)]  # noqa: RUF012
 
-    predictor = Predictor.from_pretrained(folder, extractors={"text": embed, "audio": np.load})
-    found = predictor({"text": "such a day", "audio": path, "video": features["video"]})
-    features["text"] = features["text"][:3]
-    assert found == Predictor.from_pretrained(folder)(features)
-    assert seen == ["such a day"]
-    assert predictor({"text": None, "audio": path}).missing == ["video", "text"]
+    def __call__(self, words):
+        rows = [[len(word), sum(map(word.count, "aeiou")), 1, 0, 0, 0] for word in words]
+        return np.array(rows, np.float32).reshape(-1, 6)
+
+
+def write_wav(path, seconds=0.5, hz=440):
+    samples = 9000 * np.sin(2 * np.pi * hz * np.arange(round(16_000 * seconds)) / 16_000)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(samples.astype("<i2").tobytes())
+    return path
+
+
+def test_texts_and_recordings_go_through_the_extractor(folder, tmp_path):
+    pytest.importorskip("av", reason="PyAV decodes")
+    path, mel = write_wav(tmp_path / "clip.wav"), LogMel(bands=4)
+    extractor = Extractor(text=Letters(), audio=mel)
+    predictor = Predictor.from_pretrained(folder, extractor=extractor)
+    features = extractor(path, "such a day").inputs
+    assert {m: x.shape for m, x in features.items()} == {"text": (3, 6), "audio": (48, 4)}
+    wanted = predictor(features)
+    assert predictor({"text": "such a day", "audio": path}) == wanted
+    video = make_samples()[0]["video"]
+    assert predictor({"text": "such a day", "video": video}).missing == ["audio"]
+    found = predictor([{"recording": path, "text": "such a day"}, features, {"text": "so"}])
+    np.testing.assert_allclose(figures(found[0]), figures(wanted), atol=1e-5)
+    assert found[2].missing == ["video", "audio"]
+    silent = predictor({"recording": path, "text": ""})
+    assert silent.notes == {"text": "no words"}
+    assert str(silent).endswith("missing: video, text (no words)")
+    with pytest.raises(ValueError, match=r"transcript must be given, .* neither for .*clip\.wav"):
+        predictor(path)
+    hears = replace(extractor, speech=lambda samples: [Word("so", 0.1, 0.2)])
+    heard = Predictor.from_pretrained(folder, extractor=hears)([str(path)])
+    np.testing.assert_allclose(
+        figures(heard[0]), figures(predictor(features | {"text": Letters()(["so"])})), atol=1e-5
+    )
+
+
+def test_a_saved_model_knows_how_its_features_were_made(tmp_path, monkeypatch):
+    pytest.importorskip("av", reason="PyAV decodes")
+    monkeypatch.chdir(tmp_path)
+    for name in ("detector.tflite", "mesh.tflite", "bert"):
+        Path(name).touch()
+    path, model = write_wav(tmp_path / "clip.wav"), make_model()
+    extractor = Extractor(
+        speech=Whisper("small", "en", download=True),
+        text=TextStates(Path("bert"), window=99),
+        audio=LogMel(bands=4),
+        video=Face("detector.tflite", tmp_path / "mesh.tflite"),
+        fps=2,
+    )
+    model.save_pretrained("model", task=TASKS[1], extractor=extractor)
+    again = TDMER.from_pretrained("model")
+    again.save_pretrained("model")
+    config = json.loads(Path("model/config.json").read_text())["extractor"]
+    files = {"detector": "./detector.tflite", "mesh": f"{tmp_path}/mesh.tflite", "emotions": None}
+    assert config == {
+        "speech": {"name": "Whisper", "model": "small", "language": "en"},
+        "text": {"name": "TextStates", "encoder": "./bert", "window": 99},
+        "audio": {"name": "LogMel", "bands": 4},
+        "video": {"name": "Face", **files, "threshold": 0.5},
+        "fps": 2,
+        "max_seconds": 3600.0,
+    }
+    made = Extractor.from_config(config)
+    assert made.config == config
+    assert not made.speech.download
+    wanted = Predictor(model, TASKS[1])({"audio": extractor.audio(samples(path))[0]})
+    predictor = Predictor.from_pretrained("model")
+    assert predictor({"audio": path}) == wanted  # nothing else is looked for
+    Path("models").mkdir()
+    Path("mesh.tflite").rename("models/mesh.tflite")
+    with pytest.raises(
+        FileNotFoundError, match=r"mesh.tflite must be on this machine, .* by models"
+    ):
+        predictor(path)
+    made = Extractor.from_config(config, "models")
+    assert made.video.mesh == os.path.join("models", "mesh.tflite")
+    monkeypatch.chdir("models")
+    with pytest.raises(FileNotFoundError, match=r"^\./bert must be on this machine"):
+        Predictor(again)({"text": "so"})
+    for part in (Letters(), TextStates(len)):
+        model.save_pretrained(tmp_path / "own", task=TASKS[1], extractor=Extractor(text=part))
+        predictor = Predictor.from_pretrained(tmp_path / "own")
+        assert predictor({"audio": np.ones(4)}).missing == ["video", "text"]
+        with pytest.raises(
+            ValueError, match=r"text was made by .* another program, (Letters|Text)"
+        ):
+            predictor({"text": "so"})
+
+
+def samples(path):
+    ((_, found),) = audio_blocks(path)
+    return found
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    """Return a folder of a model with encoders of text and audio, and that model."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 6, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bert = BertModel(BertConfig(vocab_size=5, intermediate_size=8, **size))
+    known = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "such", "a", "day"])}
+    words = Tokenizer(WordLevel(known, unk_token="[UNK]"))
+    words.pre_tokenizer = Split(" ", "isolated")  # two blanks are not one
+    words.post_processor = TemplateProcessing(single="[UNK] $A", special_tokens=[("[UNK]", 1)])
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "model_max_length": 16}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)
+    convolutions = {"conv_dim": (4, 4), "conv_kernel": (10, 4), "conv_stride": (8, 40)}
+    groups = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    config = Wav2Vec2Config(intermediate_size=8, **convolutions, **groups, **size)
+    encoders = {
+        "text": PretrainedEncoder(bert, tokenizer, train="all"),
+        "audio": PretrainedEncoder(Wav2Vec2Model(config)),
+    }
+    model = EncodedTDMER(encoders, TDMER({"video": 3, "text": 6, "audio": 6}, 3, width=8, heads=2))
+    folder = tmp_path_factory.mktemp("encoded")
+    model.eval().save_pretrained(folder, task=TASKS[1])
+    return folder, model
+
+
+def test_texts_and_recordings_go_through_the_encoders(encoded, tmp_path):
+    pytest.importorskip("av", reason="PyAV decodes")
+    folder, model = encoded
+    path, video = write_wav(tmp_path / "clip.wav"), make_samples()[0]["video"]
+    wave = samples(path)
+    with torch.no_grad():
+        inputs = {"text": torch.tensor([[1, 2, 1, 1, 3]]), "audio": torch.from_numpy(wave)[None]}
+        output = model(inputs | {"video": torch.from_numpy(video)[None]})
+    wanted = TASKS[1].probabilities(output.logits)[0].tolist()
+    predictor = Predictor.from_pretrained(folder)
+    for text in ("such  a", [1, 2, 1, 1, 3]):
+        for audio in (path, wave):
+            sample = {"text": text, "audio": audio, "video": video}
+            found = predictor([sample, {"text": "day"}])[0]
+            np.testing.assert_allclose(list(found.probabilities.values()), wanted, atol=1e-5)
+    whole = predictor({"recording": path, "text": "such a night"})
+    assert whole == predictor({"text": "such a night", "audio": path})
+    silent = predictor({"recording": path, "text": ""})
+    assert (silent.missing, silent.notes) == (["video", "text"], {"text": "no words"})
+    with pytest.raises(ValueError, match="transcript must be given, or speech"):
+        predictor(path)
+    hears = Extractor(speech=lambda samples: [Word("such", 0.1, 0.2), Word("night", 0.3, 0.4)])
+    heard = Predictor(model.train(), TASKS[1], extractor=hears)(path)
+    assert heard == predictor({"text": "such night", "audio": path})
+    with pytest.raises(ValueError, match=r"inputs\['video'\] must be features, since the model"):
+        predictor({"video": path})
+    model.encoders["audio"].sampling_rate = 8000
+    with pytest.raises(ValueError, match="must hear 16000 Hz, got 8000 Hz: give waves"):
+        Predictor(model, TASKS[1])({"audio": path})
+    model.encoders["audio"].sampling_rate = 16_000
 
 
 def test_json_has_these_names_and_no_others(folder):
     """As docs/predict.md lists them: other programs rely on them."""
     found = Predictor.from_pretrained(folder)([make_samples()[1]], ids=["clip"])[0].to_dict()
     assert json.loads(json.dumps(found)) == found
-    assert list(found) == ["id", "task", "prediction", "probabilities", "branches", "missing"]
+    names = ["id", "task", "prediction", "probabilities", "branches", "missing", "notes"]
+    assert list(found) == names
+    assert found["notes"] == {}
     assert (found["id"], found["task"]) == ("clip", "Classification")
     assert found["prediction"] in {"glad", "sad", "calm"}
     assert list(found["probabilities"]) == ["glad", "sad", "calm"]
@@ -267,6 +427,47 @@ def test_the_command_reads_a_store(folder, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == [x.to_dict() for x in wanted]
     with pytest.raises(SystemExit, match=r"--split must be one of \['test'\], got 'dev'"):
         main([*arguments, "--split", "dev"])
+
+
+def test_the_command_says_which_model_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bert").touch()
+    extractor = Extractor(text=TextStates("bert"))
+    make_model().save_pretrained("model", task=TASKS[1], extractor=extractor)
+    Path("models").mkdir()
+    Path("bert").rename("models/bert")
+    arguments = ["predict", "--model", "model", "--text", "so"]
+    with pytest.raises(
+        SystemExit, match=r"\./bert must be on this machine, .* holds bert by models"
+    ):
+        main(arguments)
+    with pytest.raises(SystemExit, match="models/bert"):  # found, and no model
+        main([*arguments, "--models", "models"])
+
+
+def test_the_command_takes_texts_and_recordings(tmp_path, capsys):
+    pytest.importorskip("av", reason="PyAV decodes")
+    model, extractor = make_model(), Extractor(audio=LogMel(bands=4))
+    model.save_pretrained(tmp_path, task=TASKS[1], extractor=extractor)
+    paths = [str(write_wav(tmp_path / f"{hz}.wav", hz=hz)) for hz in (300, 900)]
+    predictor = Predictor.from_pretrained(tmp_path)
+    wanted = predictor(paths, ids=["300", "900"])
+    arguments = ["predict", "--model", str(tmp_path), "--json"]
+    for option in ("--recording", "--audio"):
+        main([*arguments, option, *paths])
+        assert json.loads(capsys.readouterr().out) == [x.to_dict() for x in wanted]
+    main([*arguments, "--recording", paths[1], "--transcript", "such a day"])
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["probabilities"] == pytest.approx(wanted[1].probabilities, abs=1e-5)
+    with pytest.raises(SystemExit, match=r"inputs\['text'\] must be features, since the model"):
+        main([*arguments, "--text", "such a day", "--audio", paths[0]])
+    (tmp_path / "empty.mp4").touch()
+    with pytest.raises(SystemExit, match=r"^tdmer predict: .*empty.mp4 must be sound or video"):
+        main([*arguments, "--recording", paths[0], str(tmp_path / "empty.mp4")])
+    for wrong in ([], ["--features", "x.npz", "--text", "so"], ["--audio", *paths, "--text", "so"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*arguments, *wrong])
+        assert "error: give" in capsys.readouterr().err
 
 
 class Gadget:

@@ -1,4 +1,4 @@
-"""Low-level descriptors of sound: what a part of :func:`extract` for audio looks like.
+"""Low-level descriptors of sound: what an extractor's part for audio looks like.
 
 Such a part has ``columns``, names with units, and takes the samples of a block, mono at 16 kHz; it
 returns the features ``(t, f)`` and the time of each step in seconds from the block's first sample.

@@ -7,24 +7,24 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from tdmer._checks import check_count
 from tdmer.data.dataset import MultimodalDataset
 from tdmer.data.store import check_new_store, write_store
-from tdmer.features.recording import AudioPart, Recording, TextPart, VideoPart, extract
-from tdmer.features.speech import Word
+from tdmer.features.extractor import Extractor
+from tdmer.features.recording import Recording
 
 _ENDINGS = {
     *(".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".flv"),
@@ -52,45 +52,34 @@ class _Row(NamedTuple):
 def extract_folder(
     folder: str | os.PathLike[str],
     out: str | os.PathLike[str],
+    extractor: Extractor,
     labels: str | os.PathLike[str] | None = None,
     *,
-    speech: Callable[[NDArray[np.float32]], list[Word]] | None = None,
-    text: TextPart | None = None,
-    audio: AudioPart | None = None,
-    video: VideoPart | None = None,
-    fps: float = 5.0,
-    max_seconds: float = 3600.0,
     processes: int | None = None,
     progress: bool = True,
 ) -> dict[str, str]:
     """Make a store of all recordings of a folder and its subfolders.
 
-    Each recording goes through :func:`extract`, in processes of their own. Its result is kept in a
+    Each recording goes through the extractor, in processes of their own. Its result is kept in a
     file in ``<out>.parts`` until all are done: an interrupted run goes on where it stopped, and a
     recording whose file, transcript or options have changed is done anew. What cannot be read is
     reported and left out. The store, which :func:`~tdmer.data.open_store` opens, has beside its
-    splits ``recordings.json``: what each column is, and of every recording the words and what it
-    lacks.
+    splits ``recordings.json``: how the features were made, what each column is, and of every
+    recording the words and what it lacks.
 
     Args:
         folder: where the recordings are; one is named by its path therein without its ending.
         out: the store to write, a folder that does not exist.
+        extractor: what makes the features. Without ``speech``, a recording without a transcript
+            lacks its text.
         labels: a CSV file with the columns ``id`` (as above, with or without the ending) and
             ``label``: numbers, or names, which become classes in alphabetical order; nothing where
             it is unknown. If it has them, also ``split`` (without it all are in ``"all"``) and
             ``transcript``. None: all recordings, without labels.
-        speech: what hears the words where there is no transcript, as the next ones are in
-            :func:`extract`; without it such a recording lacks its text.
-        text: what makes features of words.
-        audio: what makes features of sound.
-        video: what makes features of pictures.
-        fps: pictures per second that ``video`` looks at.
-        max_seconds: the longest recording to take.
         processes: how many work at a time; None: one for each core; 1: this one alone. Each loads
             the models for itself and runs them on one thread. With several, the parts must be
             possible to pickle.
-        progress: whether to show how far it is, by rich or tqdm where one is installed, and to
-            print what failed.
+        progress: whether to show how far it is, and to print what failed.
 
     Returns:
         Recordings that are not in the store by name, each with the reason.
@@ -103,23 +92,16 @@ def extract_folder(
             kind.
 
     Example:
-        >>> failed = extract_folder("clips", "clips.store", "labels.csv", audio=LogMel())
+        >>> from tdmer.features import LogMel
+        >>> extractor = Extractor(audio=LogMel())
+        >>> failed = extract_folder("clips", "clips.store", extractor, "labels.csv")
         ... # doctest: +SKIP
     """
     check_new_store(out)
     processes = (os.cpu_count() or 1) if processes is None else processes
     check_count("processes", processes)
-    if all(part is None for part in (text, audio, video)):
-        raise ValueError("text, audio or video must be given, got none of them")
-    make = partial(
-        extract,
-        speech=speech,
-        text=text,
-        audio=audio,
-        video=video,
-        fps=fps,
-        max_seconds=max_seconds,
-    )
+    if all(part is None for part in (extractor.text, extractor.audio, extractor.video)):
+        raise ValueError("extractor must make text, audio or video, got one that only hears words")
     found = _recordings(Path(folder))
     rows = dict.fromkeys(found, _Row("", "all", None)) if labels is None else _rows(Path(labels))
     failed = {name: "no recording of this name" for name in rows if name not in found}
@@ -127,17 +109,17 @@ def extract_folder(
     parts, jobs = Path(f"{os.fspath(out)}.parts"), []
     for name in rows:
         if name in found:
-            transcript = rows[name].transcript or (None if speech or text is None else "")
-            stamp = _stamp(make, found[name], transcript)
+            transcript = rows[name].transcript or (None if extractor.speech else "")
+            stamp = _stamp(extractor, found[name], transcript)
             jobs.append(_Job(name, found[name], transcript, parts / f"{name}.{stamp}.npz"))
 
     waiting = [job for job in jobs if not job.part.exists()]
-    done = _in_processes(make, waiting, min(processes, len(waiting)))
-    for job, error in _shown(done, len(waiting)) if progress else done:
+    done = _in_processes(extractor, waiting, min(processes, len(waiting)))
+    for job, error in tqdm(done, "Recordings", len(waiting), disable=not progress):
         if error is not None:
             failed[job.id] = error
             if progress:
-                print(f"{job.id}: {error}", file=sys.stderr)
+                tqdm.write(f"{job.id}: {error}", sys.stderr)
     jobs = [job for job in jobs if job.id not in failed]
     if not jobs:
         raise ValueError(
@@ -155,7 +137,8 @@ def extract_folder(
         name: {"words": r.words, "notes": r.notes, "frames": r.frames} for name, r in facts.items()
     }
     columns = next(iter(facts.values())).columns
-    content = {"columns": columns, "recordings": about, "failed": failed}
+    content = {"extractor": extractor.config, "columns": columns}
+    content |= {"recordings": about, "failed": failed}
     (Path(out) / "recordings.json").write_text(json.dumps(content))
     if not failed:
         shutil.rmtree(parts, ignore_errors=True)
@@ -240,17 +223,17 @@ def _rows(path: Path) -> dict[str, _Row]:
     return rows
 
 
-def _stamp(make: Callable[..., Recording], path: Path, transcript: str | None) -> str:
+def _stamp(extractor: Extractor, path: Path, transcript: str | None) -> str:
     """Return a digest of what the result depends on."""
-    facts, options = path.stat(), re.sub(r" at 0x[0-9a-f]+", "", repr(make))
+    facts, options = path.stat(), re.sub(r" at 0x[0-9a-f]+", "", repr(extractor))
     seen = repr((facts.st_size, facts.st_mtime_ns, transcript, options))
     return hashlib.sha256(seen.encode()).hexdigest()[:12]
 
 
-def _attempt(make: Callable[..., Recording], job: _Job) -> str | None:
+def _attempt(extractor: Extractor, job: _Job) -> str | None:
     """Extract and save one recording; return what went wrong."""
     try:
-        recording = make(job.path, job.transcript)
+        recording = extractor(job.path, job.transcript)
         job.part.parent.mkdir(parents=True, exist_ok=True)
         recording.save(job.part)
     except ImportError:  # It would be so for all.
@@ -260,22 +243,22 @@ def _attempt(make: Callable[..., Recording], job: _Job) -> str | None:
     return None
 
 
-_make: Callable[..., Recording]
+_extractor: Extractor
 
 
-def _begin(make: Callable[..., Recording]) -> None:
+def _begin(extractor: Extractor) -> None:
     """Prepare a process: the models travel once, not with every recording."""
-    global _make
-    _make = make
+    global _extractor
+    _extractor = extractor
     torch.set_num_threads(1)
 
 
 def _attempt_there(job: _Job) -> str | None:
-    return _attempt(_make, job)
+    return _attempt(_extractor, job)
 
 
 def _in_processes(
-    make: Callable[..., Recording], jobs: list[_Job], processes: int
+    extractor: Extractor, jobs: list[_Job], processes: int
 ) -> Iterator[tuple[_Job, str | None]]:
     """Yield every job when it is done, and what went wrong.
 
@@ -283,7 +266,7 @@ def _in_processes(
     which kills its process is lost.
     """
     if processes <= 1:
-        yield from ((job, _attempt(make, job)) for job in jobs)
+        yield from ((job, _attempt(extractor, job)) for job in jobs)
         return
     waiting, suspects = jobs[::-1], list[_Job]()
     while waiting or suspects:
@@ -291,7 +274,7 @@ def _in_processes(
         source, size = (suspects, 1) if alone else (waiting, processes)
         running: dict[Future[str | None], _Job] = {}
         context = get_context("spawn")
-        with ProcessPoolExecutor(size, context, initializer=_begin, initargs=(make,)) as pool:
+        with ProcessPoolExecutor(size, context, initializer=_begin, initargs=(extractor,)) as pool:
             try:
                 while source or running:
                     while source and len(running) < size:
@@ -305,23 +288,3 @@ def _in_processes(
                     yield from ((job, _KILLED) for job in running.values())
                 else:
                     suspects += running.values()
-
-
-def _shown(done: Iterable[Any], count: int) -> Iterator[Any]:
-    """Show how many are done, by the means that are installed."""
-    try:
-        from rich.console import Console
-        from rich.progress import track
-
-        yield from track(done, "Recordings", count, console=Console(stderr=True))
-        return
-    except ImportError:
-        pass
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        for number, item in enumerate(done, 1):
-            print(f"Recordings: {number} of {count}", file=sys.stderr)
-            yield item
-    else:
-        yield from tqdm(done, "Recordings", count)

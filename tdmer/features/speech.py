@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tdmer.features._extras import package
@@ -32,9 +33,7 @@ class Whisper:
         model: a folder with ``model.bin``, or a name on the Hugging Face Hub.
         language: its code, such as ``"en"``; None: the model finds out, block by block.
         download: whether to fetch a model that is not on this machine.
-        device: ``"cpu"`` or ``"cuda"``.
-        compute_type: the arithmetic, such as ``"float32"``, ``"int8"`` or, on a GPU, ``"float16"``.
-        threads: how many threads it takes on a CPU.
+        device: ``"cpu"``, where it takes as many threads as PyTorch, or ``"cuda"``.
 
     Raises:
         ImportError: faster-whisper is not installed (when it is called).
@@ -50,8 +49,6 @@ class Whisper:
     language: str | None = None
     download: bool = False
     device: str = "cpu"
-    compute_type: str = "float32"
-    threads: int = 1
 
     def __call__(self, samples: NDArray[np.float32]) -> list[Word]:
         """Return the words of a block, mono at 16 kHz; times from its first sample."""
@@ -76,8 +73,8 @@ def _loaded(options: Whisper) -> Any:
         return whisper.WhisperModel(
             os.fspath(options.model),
             device=options.device,
-            compute_type=options.compute_type,
-            cpu_threads=options.threads,
+            compute_type="float32" if options.device == "cpu" else "float16",
+            cpu_threads=torch.get_num_threads(),
             local_files_only=not options.download,
         )
     except Exception as error:

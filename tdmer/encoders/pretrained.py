@@ -1,9 +1,7 @@
-"""Pretrained encoders of transformers in front of the model: text, sound or frames to features."""
+"""One model of transformers: token ids, waveforms or frames to features."""
 
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -11,11 +9,10 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tdmer._checks import check_choice, check_count, check_features, check_mask, check_names
+from tdmer._checks import check_choice, check_count, check_features, check_mask
+from tdmer.encoders._files import load_model, load_processor, transformers
 from tdmer.masks import zero_pads
-from tdmer.model import TDMER, TDMEROutput
 
-CONFIG = "encoders.json"
 # By the main input of a model of transformers: what is encoded, and how many axes it has.
 KINDS = {
     "input_ids": ("text", 2),
@@ -23,6 +20,7 @@ KINDS = {
     "input_features": ("audio", 2),
     "pixel_values": ("video", 5),
 }
+FRAMES = 32  # that are encoded at once
 
 
 class PretrainedEncoder(nn.Module):
@@ -49,7 +47,6 @@ class PretrainedEncoder(nn.Module):
             softmax, as in SUPERB, times a scale, as in ELMo.
         train: ``"none"``; ``"all"``, all that is not frozen in the model; or the number of blocks,
             up to the layer that is read, of which nothing but the last are trained.
-        frames: Frames that are encoded at once.
 
     Attributes:
         kind: ``"text"``, ``"audio"`` or ``"video"``.
@@ -87,10 +84,9 @@ class PretrainedEncoder(nn.Module):
         *,
         layer: str | int = "last",
         train: str | int = "none",
-        frames: int = 32,
     ) -> None:
         super().__init__()
-        if not isinstance(model, _transformers().PreTrainedModel):
+        if not isinstance(model, transformers().PreTrainedModel):
             raise TypeError(f"model must be one of transformers, got {type(model).__name__}")
         kind, config = type(model).__name__, cast(Any, model).config
         self.model: Any = model.base_model
@@ -119,7 +115,7 @@ class PretrainedEncoder(nn.Module):
             check_count("layer", layer, least=0)
             if layer > count:
                 raise ValueError(f"layer must be at most {count} for this {kind}, got {layer}")
-        self.options = {"layer": layer, "train": train, "frames": frames}
+        self.options = {"layer": layer, "train": train}
         read = len(self._blocks())
         if isinstance(train, str):
             check_choice("train", train, ("none", "all"))
@@ -127,7 +123,6 @@ class PretrainedEncoder(nn.Module):
             check_count("train", train)
             if train > read:
                 raise ValueError(f"train must be at most {read} for this {kind}, got {train}")
-        check_count("frames", frames)
         self.processor = processor
         self.kind, self._ndim = KINDS[main]
         self.width: int = config.hidden_size
@@ -158,7 +153,6 @@ class PretrainedEncoder(nn.Module):
         *,
         layer: str | int = "last",
         train: str | int = "none",
-        frames: int = 32,
         local_files_only: bool = True,
         **hub: Any,
     ) -> "PretrainedEncoder":
@@ -167,9 +161,8 @@ class PretrainedEncoder(nn.Module):
         Args:
             name: A folder, or a repository of the Hub. Of a model of images and text, such as CLIP,
                 it is the part for images.
-            layer: As of the class, and so ``train`` and ``frames``.
-            train: See there.
-            frames: See there.
+            layer: As of the class.
+            train: As of the class.
             local_files_only: False allows to download; else only what is there is used.
             **hub: What transformers takes to find files: ``revision``, ``token``, ``cache_dir``.
 
@@ -178,9 +171,9 @@ class PretrainedEncoder(nn.Module):
             ValueError: Weights are missing in the files, or as of the class.
         """
         hub["local_files_only"] = local_files_only
-        model = _load_model(name, hub)
-        processor = _load_processor(model, name, hub)
-        return cls(model, processor, layer=layer, train=train, frames=frames)
+        model = load_model(name, hub)
+        processor = load_processor(model, name, hub)
+        return cls(model, processor, layer=layer, train=train)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
         """Return the ids of texts and the mask of the real ones, cut to what the model can read.
@@ -292,7 +285,7 @@ class PretrainedEncoder(nn.Module):
     def _encode_frames(self, x: Tensor, mask: Tensor) -> Tensor:
         features, real = self._zeros(*mask.shape), x[mask].to(self.model.dtype)
         if len(real):
-            parts = real.split(self.options["frames"])
+            parts = real.split(FRAMES)
             features[mask] = torch.cat([self._run(pixel_values=part) for part in parts])
         return features
 
@@ -336,191 +329,3 @@ class PretrainedEncoder(nn.Module):
         features = self._zeros(len(windows), found.shape[1])
         features[heard] = found
         return features.reshape(len(x), -1, self.width)[:, : real.shape[1]], real
-
-
-class EncodedTDMER(nn.Module):
-    """A :class:`~tdmer.model.TDMER` with encoders before some of its modalities.
-
-    It is called as the model itself and returns the same, for
-    :class:`~tdmer.objective.TDMERLoss`, :class:`~tdmer.trainer.TDMERForTrainer` or a loop of one's
-    own. Modalities without an encoder are given as features.
-
-    Args:
-        encoders: By modality.
-        model: Its ``dims`` are the widths of the encoders.
-
-    Raises:
-        ValueError: There is no encoder, or one does not fit the model.
-
-    Example:
-        >>> from transformers import ViTConfig, ViTModel
-        >>> size = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
-        >>> vit = ViTModel(ViTConfig(image_size=8, patch_size=4, num_hidden_layers=2, **size))
-        >>> encoders = {"video": PretrainedEncoder(vit)}
-        >>> model = EncodedTDMER(encoders, TDMER({"video": 16, "audio": 4}, num_classes=3))
-        >>> inputs = {"video": torch.zeros(2, 5, 3, 8, 8), "audio": torch.zeros(2, 9, 4)}
-        >>> model(inputs).logits.shape
-        torch.Size([2, 3])
-    """
-
-    encoders: nn.ModuleDict
-
-    def __init__(self, encoders: Mapping[str, PretrainedEncoder], model: TDMER) -> None:
-        super().__init__()
-        check_names("encoders", list(encoders))
-        for m, encoder in encoders.items():
-            if model.dims.get(m) != encoder.width:
-                raise ValueError(
-                    f"encoders must fit the model, whose dims are {model.dims}, "
-                    f"got {m!r} of width {encoder.width}"
-                )
-        self.encoders = nn.ModuleDict(dict(encoders))
-        self.model = model
-
-    def encode(
-        self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor | None] | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-        """Return features and masks of all modalities, as the model takes them."""
-        features, steps = dict(inputs), dict(masks or {})
-        for m, encoder in self.encoders.items():
-            if m in features:
-                features[m], steps[m] = encoder(features[m], steps.get(m))
-        return features, steps
-
-    def forward(
-        self,
-        inputs: Mapping[str, Shaped[Tensor, "b ..."]],
-        masks: Mapping[str, Bool[Tensor, "b ..."] | None] | None = None,
-        *rest: Any,
-    ) -> TDMEROutput:
-        """Encode the modalities that have an encoder, and predict; ``rest`` as of the model."""
-        features, steps = self.encode(inputs, masks)
-        return cast(TDMEROutput, self.model(features, steps))
-
-    @torch.no_grad()
-    def fit_normalization(self, batches: Iterable[Any]) -> dict[str, int]:
-        """Fit the normalisation of the model to features of a training set.
-
-        Args:
-            batches: Tuples that begin with ``inputs, masks``, as :meth:`forward` takes them.
-
-        Returns:
-            As :meth:`TDMER.fit_normalization <tdmer.model.TDMER.fit_normalization>`.
-        """
-        training = self.training
-        try:
-            self.eval()
-            return self.model.fit_normalization(self.encode(*batch[:2]) for batch in batches)
-        finally:
-            self.train(training)
-
-    def parameter_groups(self, *, lr: float, encoder_lr: float) -> list[dict[str, Any]]:
-        """Return what an optimizer of PyTorch takes: pretrained weights have their own rate.
-
-        What is frozen is left out; weights of layers are new, and learn with the model.
-        """
-        old = [p for e in self.encoders.values() for p in cast(Any, e).model.parameters()]
-        known = {id(p) for p in old}
-        groups = (([p for p in self.parameters() if id(p) not in known], lr), (old, encoder_lr))
-        groups_of = [([p for p in group if p.requires_grad], rate) for group, rate in groups]
-        return [{"params": group, "lr": rate} for group, rate in groups_of if group]
-
-    def save_pretrained(self, folder: str | os.PathLike[str], **about: Any) -> None:
-        """Write ``tdmer/``, ``encoders/<modality>/`` and ``encoders.json``, which says how they go.
-
-        Args:
-            folder: Where to write; it is made.
-            **about: What the model's own :meth:`~tdmer.pretrained.Pretrained.save_pretrained`
-                takes: ``task``, ``data``, ``metrics``, ``limits``.
-
-        Raises:
-            OSError: The folder cannot be written.
-            ValueError: A modality cannot name a folder.
-        """
-        place = Path(folder)
-        how: dict[str, dict[str, Any]] = {}
-        for m, module in self.encoders.items():
-            encoder = cast(PretrainedEncoder, module)
-            part = _folder(place, m)
-            encoder.model.save_pretrained(part)
-            if encoder.processor is not None:
-                encoder.processor.save_pretrained(part)
-            how[m] = {**encoder.options, "processor": encoder.processor is not None}
-            how[m]["weights"] = {n: p.tolist() for n, p in encoder.named_parameters(recurse=False)}
-        self.model.save_pretrained(place / "tdmer", **about)
-        (place / CONFIG).write_text(f"{json.dumps(how, indent=2)}\n")
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> "EncodedTDMER":
-        """Build what :meth:`save_pretrained` wrote, in evaluation mode; nothing is downloaded.
-
-        Raises:
-            OSError: A file is not there.
-            ValueError: The files are not such as :meth:`save_pretrained` writes.
-        """
-        place, encoders = Path(folder), {}
-        for m, options in json.loads((place / CONFIG).read_text()).items():
-            part, weights = _folder(place, m), options.pop("weights")
-            hub = {"local_files_only": True}
-            model = _load_model(part, hub)
-            processor = _load_processor(model, part, hub) if options.pop("processor") else None
-            encoders[m] = PretrainedEncoder(model, processor, **options)
-            with torch.no_grad():
-                for name, value in weights.items():
-                    encoders[m].get_parameter(name).copy_(torch.tensor(value))
-        return cls(encoders, TDMER.from_pretrained(place / "tdmer")).eval()
-
-
-def _folder(place: Path, modality: str) -> Path:
-    if Path(modality).name != modality:
-        raise ValueError(f"a modality must be able to name a folder, got {modality!r}")
-    return place / "encoders" / modality
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError("encoders need transformers: pip install transformers") from error
-    return transformers
-
-
-def _load_model(name: str | os.PathLike[str], hub: Mapping[str, Any]) -> nn.Module:
-    library = _transformers()
-    try:
-        config = library.AutoConfig.from_pretrained(name, **hub)
-    except OSError as error:
-        if Path(name).is_dir() or not hub["local_files_only"]:
-            raise
-        rule = "be a folder, or downloaded before: local_files_only=False does so"
-        raise FileNotFoundError(f"name must {rule}, got {str(name)!r}") from error
-    config = getattr(config, "vision_config", config)
-    kind: Any = library.AutoModel
-    if config.architectures == ["WhisperEncoder"]:  # as it is saved here, without the decoder
-        from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-        kind = WhisperEncoder
-    model, found = kind.from_pretrained(name, config=config, output_loading_info=True, **hub)
-    missing = sorted(found["missing_keys"])
-    if missing and all(key.startswith("pooler.") for key in missing):
-        model.pooler = None
-    elif missing:
-        raise ValueError(f"{name} must hold all weights of the model, got none of {missing}")
-    return cast(nn.Module, model)
-
-
-def _load_processor(model: Any, name: str | os.PathLike[str], hub: Mapping[str, Any]) -> Any:
-    main, library = model.main_input_name, _transformers()
-    if main == "pixel_values":
-        return None
-    if main != "input_ids":
-        return library.AutoFeatureExtractor.from_pretrained(name, **hub)
-    # Of a folder without one, transformers 4.57 stumbles, and 5 makes one that knows no word.
-    missing = FileNotFoundError(f"{name} must hold a tokenizer with its vocabulary, got none")
-    try:
-        tokenizer = library.AutoTokenizer.from_pretrained(name, **hub)
-    except TypeError as error:
-        raise missing from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise missing
-    return tokenizer

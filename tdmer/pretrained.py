@@ -47,6 +47,10 @@ class Pretrained(nn.Module):
     modalities: tuple[str, ...]
     task_config: dict[str, Any] | None = None
 
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
     def save_pretrained(
         self,
         folder: str | os.PathLike[str],

@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping
 
+from tdmer.baselines.confede import ConFEDE, ConFEDEOutput, contrastive_loss, like_labels
 from tdmer.baselines.early_fusion import EarlyFusion
-from tdmer.baselines.late_fusion import LateFusion
+from tdmer.baselines.fdmer import FDMER, FDMEROutput
+from tdmer.baselines.iccn import ICCN, ICCNOutput, correlation_loss
+from tdmer.baselines.late_fusion import LateFusion, LateFusionOutput
 from tdmer.baselines.lmf import LMF
+from tdmer.baselines.misa import MISA, MISAOutput, difference_loss
+from tdmer.baselines.mult import MulT
 from tdmer.baselines.objective import (
     Auxiliary,
     BaselineLoss,
@@ -23,19 +28,38 @@ SYSTEMS: Mapping[str, type[Pretrained]] = {
     "late_fusion": LateFusion,
     "tfn": TFN,
     "lmf": LMF,
+    "iccn": ICCN,
+    "mult": MulT,
+    "misa": MISA,
+    "fdmer": FDMER,
+    "confede": ConFEDE,
 }
 
 __all__ = [
+    "FDMER",
+    "ICCN",
     "LMF",
+    "MISA",
     "SYSTEMS",
     "TFN",
     "Auxiliary",
     "BaselineLoss",
     "BaselineOutput",
     "BaselineTerms",
+    "ConFEDE",
+    "ConFEDEOutput",
     "EarlyFusion",
+    "FDMEROutput",
+    "ICCNOutput",
     "LateFusion",
+    "LateFusionOutput",
+    "MISAOutput",
+    "MulT",
     "Plain",
     "Unimodal",
+    "contrastive_loss",
+    "correlation_loss",
+    "difference_loss",
+    "like_labels",
     "supervised_loss",
 ]

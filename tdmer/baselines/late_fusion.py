@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tdmer._checks import check_count
 from tdmer.baselines.objective import Auxiliary, supervised_loss
+from tdmer.baselines.utterance import temporal_nets
 from tdmer.inputs import Inputs
-from tdmer.layers import TemporalConv
 from tdmer.masks import masked_mean
 from tdmer.objective import Task
 from tdmer.pretrained import Pretrained
@@ -83,17 +83,12 @@ class LateFusion(Pretrained):
         }
         self.modalities = tuple(dims)
         self.normalizations = Inputs(dims)
-        self.temporal = nn.ModuleDict(
-            {
-                m: TemporalConv(
-                    dims[m],
-                    width,
-                    kernel_size=kernel_size,
-                    dropout=input_dropout,
-                    output_dropout=feature_dropout,
-                )
-                for m in sorted(dims)
-            }
+        self.temporal = temporal_nets(
+            dims,
+            width,
+            kernel_size=kernel_size,
+            input_dropout=input_dropout,
+            feature_dropout=feature_dropout,
         )
         self.heads = nn.ModuleDict(
             {

@@ -1,11 +1,11 @@
-"""What makes one vector of a sequence, in more than one of the systems."""
+"""The first nets of the modalities, where several systems have the same."""
 
 from collections.abc import Mapping, Sequence
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from tdmer.layers import Recurrent
+from tdmer.layers import Recurrent, TemporalConv
 from tdmer.masks import masked_mean, zero_pads
 
 
@@ -97,6 +97,41 @@ def utterance_nets(
     return nn.ModuleDict(
         {
             m: (Read if m in names else Averaged)(dims[m], width, dropout=dropout)
+            for m in sorted(dims)
+        }
+    )
+
+
+def temporal_nets(
+    dims: Mapping[str, int],
+    width: int,
+    *,
+    kernel_size: int = 1,
+    input_dropout: float = 0.0,
+    feature_dropout: float = 0.0,
+) -> nn.ModuleDict:
+    """Return a :class:`~tdmer.layers.TemporalConv` for each modality, in the order of the names.
+
+    Args:
+        dims: Feature width of every modality.
+        width: Width ``d`` of what they return.
+        kernel_size: Of all.
+        input_dropout: Of all.
+        feature_dropout: Of what they return.
+
+    Example:
+        >>> list(temporal_nets({"text": 3, "audio": 2}, 8))
+        ['audio', 'text']
+    """
+    return nn.ModuleDict(
+        {
+            m: TemporalConv(
+                dims[m],
+                width,
+                kernel_size=kernel_size,
+                dropout=input_dropout,
+                output_dropout=feature_dropout,
+            )
             for m in sorted(dims)
         }
     )

@@ -8,6 +8,7 @@ from tdmer.baselines.fdmer import FDMER, FDMEROutput
 from tdmer.baselines.iccn import ICCN, ICCNOutput, correlation_loss
 from tdmer.baselines.late_fusion import LateFusion, LateFusionOutput
 from tdmer.baselines.lmf import LMF
+from tdmer.baselines.mfm import MFM, MFMOutput, prior_loss
 from tdmer.baselines.misa import MISA, MISAOutput, difference_loss
 from tdmer.baselines.mult import MulT
 from tdmer.baselines.objective import (
@@ -28,6 +29,7 @@ SYSTEMS: Mapping[str, type[Pretrained]] = {
     "late_fusion": LateFusion,
     "tfn": TFN,
     "lmf": LMF,
+    "mfm": MFM,
     "iccn": ICCN,
     "mult": MulT,
     "misa": MISA,
@@ -39,6 +41,7 @@ __all__ = [
     "FDMER",
     "ICCN",
     "LMF",
+    "MFM",
     "MISA",
     "SYSTEMS",
     "TFN",
@@ -53,6 +56,7 @@ __all__ = [
     "ICCNOutput",
     "LateFusion",
     "LateFusionOutput",
+    "MFMOutput",
     "MISAOutput",
     "MulT",
     "Plain",
@@ -61,5 +65,6 @@ __all__ = [
     "correlation_loss",
     "difference_loss",
     "like_labels",
+    "prior_loss",
     "supervised_loss",
 ]

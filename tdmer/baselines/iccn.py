@@ -83,7 +83,8 @@ def correlation_loss(
     )
     half = torch.linalg.solve_triangular(x_factor, _covariance(x, y, count), upper=False)
     whole = torch.linalg.solve_triangular(y_factor, half.transpose(0, 1), upper=False)
-    return 1 - torch.linalg.svdvals(whole).mean()
+    correlations: Tensor = torch.linalg.svdvals(whole)
+    return 1 - correlations.mean()
 
 
 def _covariance(x: Tensor, y: Tensor, count: Tensor) -> Tensor:

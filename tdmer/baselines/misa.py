@@ -79,7 +79,8 @@ def difference_loss(
 def _unit_rows(x: Tensor, mask: Tensor) -> Tensor:
     x = zero_pads(x, mask)
     x = zero_pads(x - x.sum(dim=0) / mask.sum().clamp(min=1), mask)
-    return x / (x.detach().norm(dim=1, keepdim=True) + 1e-6)
+    norms: Tensor = torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True)
+    return x / (norms + 1e-6)
 
 
 class _Utterance(nn.Module):

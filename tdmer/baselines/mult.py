@@ -16,6 +16,42 @@ from tdmer.masks import zero_pads
 from tdmer.pretrained import Pretrained
 
 
+class _Target(nn.Module):
+    """What one modality gathers from the others: a stack per source, then self-attention."""
+
+    def __init__(
+        self, sources: list[str], width: int, heads: int, layers: int, memory: int, **options: Any
+    ) -> None:
+        super().__init__()
+        gathered = width * len(sources)
+        self.encoders = nn.ModuleDict(
+            {p: CrossModalEncoder([p], width, heads, layers=layers, **options) for p in sources}
+        )
+        self.norms = nn.ModuleDict({p: nn.LayerNorm(width) for p in sources})
+        self.memory = nn.ModuleList(
+            CrossModalBlock(["itself"], gathered, heads, **options) for _ in range(memory)
+        )
+        self.memory_norm = nn.LayerNorm(gathered)
+
+    def forward(
+        self,
+        x: Tensor,
+        sources: Mapping[str, Tensor],
+        mask: Tensor | None,
+        masks: Mapping[str, Tensor | None],
+    ) -> Tensor:
+        """Return the last real step."""
+        nets = zip(self.encoders.items(), self.norms.values(), strict=True)
+        found = [
+            norm(encoder(x, {p: sources[p]}, mask, {p: masks[p]})) for (p, encoder), norm in nets
+        ]
+        x = zero_pads(torch.cat(found, dim=2), mask)
+        x = x * x.shape[2] ** 0.5
+        for block in self.memory:
+            x = block(x, {"itself": block.target_norm(x)}, mask, {"itself": mask})
+        return _last_step(self.memory_norm(x), mask)
+
+
 class MulT(Pretrained):
     """Multimodal transformer: cross-modal attention of each modality to each other one.
 
@@ -96,30 +132,12 @@ class MulT(Pretrained):
             feature_dropout=feature_dropout,
         )
         shared: dict[str, Any] = {"dropout": dropout, "positions": positions}
-        self.cross = nn.ModuleDict(
+        self.targets = nn.ModuleDict(
             {
-                m: nn.ModuleDict(
-                    {
-                        p: CrossModalEncoder([p], width, heads, layers=layers, **shared)
-                        for p in names
-                        if p != m
-                    }
-                )
+                m: _Target([p for p in names if p != m], width, heads, layers, memory, **shared)
                 for m in names
             }
         )
-        self.cross_norms = nn.ModuleDict(
-            {m: nn.ModuleDict({p: nn.LayerNorm(width) for p in names if p != m}) for m in names}
-        )
-        self.memory = nn.ModuleDict(
-            {
-                m: nn.ModuleList(
-                    CrossModalBlock(["itself"], gathered, heads, **shared) for _ in range(memory)
-                )
-                for m in names
-            }
-        )
-        self.memory_norms = nn.ModuleDict({m: nn.LayerNorm(gathered) for m in names})
         joined = gathered * len(names)
         self.residual = nn.Sequential(
             *(nn.Linear(joined, joined), nn.ReLU()),
@@ -138,18 +156,7 @@ class MulT(Pretrained):
         steps = given.masks
         x = {m: net(given.sequences[m], steps[m]) for m, net in self.temporal.items()}
         x = {m: sequence * sequence.shape[2] ** 0.5 for m, sequence in x.items()}
-        last: list[Tensor] = []
-        for m, encoders in self.cross.items():
-            parts: list[Tensor] = []
-            for p, encoder in encoders.items():
-                found = encoder(x[m], {p: x[p]}, steps[m], {p: steps[p]})
-                parts.append(self.cross_norms[m][p](found))
-            memory = zero_pads(torch.cat(parts, dim=2), steps[m])
-            memory = memory * memory.shape[2] ** 0.5
-            for block in self.memory[m]:
-                itself = {"itself": block.target_norm(memory)}
-                memory = block(memory, itself, steps[m], {"itself": steps[m]})
-            last.append(_last_step(self.memory_norms[m](memory), steps[m]))
+        last = [target(x[m], x, steps[m], steps) for m, target in self.targets.items()]
         joined = torch.cat(last, dim=1)
         fused = joined + self.residual(joined)
         return Plain(self.head(fused), fused)

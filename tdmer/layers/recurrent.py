@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tdmer._checks import check_count, check_features, check_mask
-from tdmer.masks import zero_pads
+from tdmer.masks import real_first, zero_pads
 
 
 class Recurrence(NamedTuple):
@@ -54,14 +54,11 @@ class Recurrent(nn.Module):
         if mask is None:
             sequence, (last, _) = self.lstm(x)
             return Recurrence(sequence, last.transpose(0, 1).flatten(1))
-        # The real steps first, as packing wants them, and each back to its place.
-        order = mask.byte().argsort(dim=1, descending=True, stable=True).unsqueeze(2)
+        front, places = real_first(x, mask)
         lengths = mask.sum(dim=1).clamp(min=1).cpu()
-        packed = pack_padded_sequence(
-            x.gather(1, order.expand_as(x)), lengths, batch_first=True, enforce_sorted=False
-        )
+        packed = pack_padded_sequence(front, lengths, batch_first=True, enforce_sorted=False)
         states, (last, _) = self.lstm(packed)
-        sorted_, _ = pad_packed_sequence(states, batch_first=True, total_length=x.shape[1])
-        sequence = torch.zeros_like(sorted_).scatter(1, order.expand_as(sorted_), sorted_)
+        found, _ = pad_packed_sequence(states, batch_first=True, total_length=x.shape[1])
+        sequence = torch.zeros_like(found).scatter(1, places.expand_as(found), found)
         last = last.transpose(0, 1).flatten(1)
         return Recurrence(zero_pads(sequence, mask), zero_pads(last, mask.any(dim=1)))

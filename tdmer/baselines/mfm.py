@@ -75,9 +75,11 @@ def prior_loss(
     shares = counts / counts.sum().clamp(min=1)
     squares = z.square().sum(dim=1)
     gaps = (squares.unsqueeze(0) + squares.unsqueeze(1) - 2 * z @ z.transpose(0, 1)).clamp(min=0)
-    between: Tensor = shares @ (-gaps / d).exp() @ shares
-    across: Tensor = (d / (d + 2)) ** (d / 2) * (shares * (-squares / (d + 2)).exp()).sum()
-    return between - 2 * across + (d / (d + 4)) ** (d / 2) * shares.sum()
+    between = shares @ (-gaps / d).exp() @ shares
+    across = (d / (d + 2)) ** (d / 2) * (shares * (-squares / (d + 2)).exp()).sum()
+    within = (d / (d + 4)) ** (d / 2) * shares.sum()
+    discrepancy: Tensor = between - 2 * across + within
+    return discrepancy
 
 
 def _layers(features: int, hidden: int, width: int, dropout: float) -> nn.Sequential:

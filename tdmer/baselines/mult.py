@@ -1,7 +1,7 @@
 """The multimodal transformer: every modality attends to each of the others."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -41,14 +41,14 @@ class _Target(nn.Module):
         masks: Mapping[str, Tensor | None],
     ) -> Tensor:
         """Return the last real step."""
-        nets = zip(self.encoders.items(), self.norms.values(), strict=True)
-        found = [
-            norm(encoder(x, {p: sources[p]}, mask, {p: masks[p]})) for (p, encoder), norm in nets
-        ]
+        found: list[Tensor] = []
+        for (p, encoder), norm in zip(self.encoders.items(), self.norms.values(), strict=True):
+            found.append(norm(encoder(x, {p: sources[p]}, mask, {p: masks[p]})))
         x = zero_pads(torch.cat(found, dim=2), mask)
         x = x * x.shape[2] ** 0.5
         for block in self.memory:
-            x = block(x, {"itself": block.target_norm(x)}, mask, {"itself": mask})
+            normed = cast(CrossModalBlock, block).target_norm(x)
+            x = block(x, {"itself": normed}, mask, {"itself": mask})
         return _last_step(self.memory_norm(x), mask)
 
 

@@ -36,6 +36,7 @@ SYSTEMS: Mapping[str, type[Pretrained]] = {
     "fdmer": FDMER,
     "confede": ConFEDE,
 }
+"""The systems by name. Each is made of ``dims`` and ``num_classes``; all else has a default."""
 
 __all__ = [
     "FDMER",
@@ -43,7 +44,6 @@ __all__ = [
     "LMF",
     "MFM",
     "MISA",
-    "SYSTEMS",
     "TFN",
     "Auxiliary",
     "BaselineLoss",

@@ -87,22 +87,44 @@ def test_pads_change_nothing(system):
 
 
 @every_system
-def test_a_missing_modality_is_not_read(system):
+def test_a_sample_alone_without_pads_is_predicted_as_in_the_batch(system):
+    inputs, masks, _ = make_batch()
+    model = make(system).eval()
+    logits = model(inputs, masks).logits
+    for i in range(4):
+        alone = {m: x[i : i + 1, masks[m][i]] for m, x in inputs.items()}
+        torch.testing.assert_close(model(alone).logits, logits[i : i + 1])
+
+
+@every_system
+@pytest.mark.parametrize("absent", ["text", "audio"])
+def test_a_missing_modality_is_not_read(system, absent):
     inputs, masks, labels = make_batch()
     model = make(system)
-    masks["text"][:] = False
-    inputs["text"][:] = NAN
+    masks[absent][:] = False
+    inputs[absent][:] = NAN
     logits, terms = total(model, inputs, masks, labels)
-    others = {m: x for m, x in inputs.items() if m != "text"}
+    terms.total.backward()
+    for name, gradient in gradients(model).items():
+        # In LMF a 1 is appended, and its weight is one of the modality's.
+        part, *modality = name.split(".")
+        assert modality[:1] != [absent] or part == "factors" or not gradient.any(), name
+    others = {m: x for m, x in inputs.items() if m != absent}
     without, terms_without = total(model, others, masks, labels)
     torch.testing.assert_close(logits, without)
     torch.testing.assert_close(terms, terms_without)
-    # Of one sample all is missing.
+
+
+@every_system
+def test_a_sample_of_nothing_is_finite_and_leaves_the_others_alone(system):
+    inputs, masks, labels = make_batch()
+    model = make(system)
+    expected, _ = total(model, inputs, masks, labels)
     for m in inputs:
         masks[m][1] = False
         inputs[m][1] = NAN
     logits, terms = total(model, inputs, masks, labels)
-    torch.testing.assert_close(logits[[0, 2, 3]], without[[0, 2, 3]])
+    torch.testing.assert_close(logits[[0, 2, 3]], expected[[0, 2, 3]])
     assert logits.isfinite().all()
     terms.total.backward()
     assert all(gradient.isfinite().all() for gradient in gradients(model).values())

@@ -32,7 +32,7 @@ class LateFusionOutput(NamedTuple):
             supervised_loss(task, logits, labels, self.present[m])
             for m, logits in self.branch_logits.items()
         ]
-        return {"branches": Auxiliary(1.0, torch.stack(found).sum())}
+        return {"branches": Auxiliary(0.1, torch.stack(found).sum())}
 
 
 class LateFusion(Pretrained):

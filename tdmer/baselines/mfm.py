@@ -41,7 +41,7 @@ class MFMOutput(NamedTuple):
             priors.append(prior_loss(self.factors[m], mask.any(dim=1)))
         return {
             "reconstruction": Auxiliary(0.1, torch.stack(rebuilt).sum()),
-            "prior": Auxiliary(1.0, torch.stack(priors).sum()),
+            "prior": Auxiliary(0.1, torch.stack(priors).sum()),
         }
 
 

@@ -194,6 +194,7 @@ def test_saved_and_loaded(system, tmp_path):
     assert repr(again).startswith(f"{type(model).__name__}(\n  dims=")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_whole_forward_pass_is_one_graph():
     inputs, masks, _ = make_batch()
     model = make("fdmer").eval()
@@ -246,7 +247,7 @@ def test_the_page_counts_the_weights_right():
 
 
 class TestObjective:
-    def test_weights_take_the_place_of_the_papers(self):
+    def test_weights_take_the_place_of_those_of_the_system(self):
         inputs, masks, labels = make_batch()
         out = make("misa").eval()(inputs, masks)
         weights = {"similarity": 0.0, "difference": 2.0}

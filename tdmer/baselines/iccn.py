@@ -44,7 +44,7 @@ class ICCNOutput(NamedTuple):
 
 def correlation_loss(
     x: Float[Tensor, "b c"],
-    y: Float[Tensor, "b c"],
+    y: Float[Tensor, "b e"],
     mask: Bool[Tensor, " b"],
     *,
     ridge: float = 1e-2,
@@ -57,7 +57,7 @@ def correlation_loss(
 
     Args:
         x: Features.
-        y: Features of the same samples.
+        y: Features of the same samples, as many or not.
         mask: True where a sample has both.
         ridge: Share of the mean variance that is added to every variance.
 

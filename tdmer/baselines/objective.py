@@ -1,7 +1,7 @@
 """One objective for all systems: the task, and what a system's output adds of its own."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -14,11 +14,12 @@ class Auxiliary(NamedTuple):
     """A loss that a system has beside the task."""
 
     weight: float
-    """Its weight in the paper."""
+    """Its weight, unless :class:`BaselineLoss` is told another."""
     value: Tensor
     """A scalar, without the weight."""
 
 
+@runtime_checkable
 class BaselineOutput(Protocol):
     """What :class:`BaselineLoss` asks of an output. It is a named tuple with more in it.
 
@@ -64,7 +65,7 @@ class BaselineLoss(nn.Module):
 
     Args:
         task: As of :class:`tdmer.objective.TDMERLoss`.
-        weights: Weights by name, in place of those of the paper that :class:`Auxiliary` holds.
+        weights: Weights by name, in place of those that the system gives its losses.
 
     Raises:
         TypeError: A weight is not a number.

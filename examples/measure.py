@@ -10,12 +10,13 @@ from task import Task, metrics, standing
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tdmer import sentiment_metrics
+from tdmer import LossTerms, TDMEROutput, sentiment_metrics
+from tdmer.baselines import BaselineTerms
 from tdmer.data import collate
 
 
 class Outputs(NamedTuple):
-    """What a model says of every sample, on the CPU."""
+    """What a model says of every sample, on the CPU; only TDMER has weights and branches."""
 
     labels: Tensor
     logits: Tensor
@@ -35,13 +36,20 @@ class Measured(NamedTuple):
     weights: dict[str, float]
     """Mean fusion weight of every branch."""
     branches: dict[str, Any]
-    """``alone``: the metrics of each branch's own prediction. ``mean``: those of the plain mean of
-    the probabilities of the branches that a sample has. ``confidence``, of the labelled samples
-    that have the branch: mean ``weight``; mean ``tcp``, the true class probability; ``error``,
-    their mean absolute difference; ``corr``, their correlation; ``softmax_corr``, that of the TCP
-    with the greatest probability that the branch gives to any class, in place of the weight;
-    ``reliability``, the means of weight and TCP in five groups of equal size, from the least weight
-    to the greatest."""
+    """Of TDMER only. ``alone``: the metrics of each branch's own prediction. ``mean``: those of
+    the plain mean of the probabilities of the branches that a sample has. ``confidence``, of the
+    labelled samples that have the branch: mean ``weight``; mean ``tcp``, the true class
+    probability; ``error``, their mean absolute difference; ``corr``, their correlation;
+    ``softmax_corr``, that of the TCP with the greatest probability that the branch gives to any
+    class, in place of the weight; ``reliability``, the means of weight and TCP in five groups of
+    equal size, from the least weight to the greatest."""
+
+
+def by_name(terms: LossTerms | BaselineTerms) -> dict[str, Tensor]:
+    """Return every term of an objective by its name."""
+    found = terms._asdict()
+    auxiliary = found.pop("auxiliary", {})
+    return {**found, **auxiliary}
 
 
 @torch.no_grad()
@@ -53,10 +61,12 @@ def collect(model: nn.Module, data: Samples, accelerator: Accelerator | None = N
     found = []
     for batch in accelerator.prepare(loader) if accelerator else loader:
         output = model(batch.inputs, batch.masks)
-        has = {m: mask.any(dim=1) for m, mask in output.masks.items()}
-        anything = torch.stack(list(has.values())).any(dim=0)
-        present = {branch: has.get(branch, anything) for branch in output.branch_logits}
-        row = Outputs(batch.labels, output.logits, output.weights, output.branch_logits, present)
+        row = Outputs(batch.labels, output.logits, {}, {}, {})
+        if isinstance(output, TDMEROutput):
+            has = {m: mask.any(dim=1) for m, mask in output.masks.items()}
+            anything = torch.stack(list(has.values())).any(dim=0)
+            present = {branch: has.get(branch, anything) for branch in output.branch_logits}
+            row = Outputs(*row[:2], output.weights, output.branch_logits, present)
         row = accelerator.gather_for_metrics(row) if accelerator else row
         found.append(send_to_device(row, "cpu"))
     joined: Outputs = concatenate(found)
@@ -75,16 +85,15 @@ def measure(
     logits, labels = outputs.logits, outputs.labels
     if not logits.isfinite().all():
         raise ValueError("a prediction is NaN or infinite: try a smaller --lr")
-    return Measured(
-        list(data.dims),
-        metrics(task, logits, labels),
-        {branch: weight.mean().item() for branch, weight in outputs.weights.items()},
-        {
+    branches: dict[str, Any] = {}
+    if outputs.branch_logits:
+        branches = {
             "alone": {b: metrics(task, x, labels) for b, x in outputs.branch_logits.items()},
             "mean": metrics(task, _mean_logits(outputs), labels),
             "confidence": {b: _confidence(task, outputs, b) for b in outputs.branch_logits},
-        },
-    )
+        }
+    weights = {branch: weight.mean().item() for branch, weight in outputs.weights.items()}
+    return Measured(list(data.dims), metrics(task, logits, labels), weights, branches)
 
 
 def choose(

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tdmer import TDMER, TDMERLoss
+from tdmer.baselines import SYSTEMS, BaselineLoss
 from tdmer.objective import TERMS
+from tdmer.pretrained import Pretrained
 
 
 def parse_args(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -18,6 +20,12 @@ def parse_args(description: str, arguments: Sequence[str] | None = None) -> argp
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
+    chooser = argparse.ArgumentParser(add_help=False)
+    for each in (parser, chooser):
+        # Every system has options of its own: it is read first.
+        choices = ["tdmer", *SYSTEMS]
+        each.add_argument("--system", choices=choices, default="tdmer", help="what is trained")
+    model, loss = parts_of(chooser.parse_known_args(arguments)[0].system)
     add("--data", type=Path, help="MMSA's layout, store or .npz; without it, synthetic data")
     add("--label", default="label", help="array of the labels in an .npz")
     add("--group", help="array of the speakers in an .npz; else the video in the id is the group")
@@ -46,10 +54,16 @@ def parse_args(description: str, arguments: Sequence[str] | None = None) -> argp
     add("--values", type=float, nargs="+", default=[-3, -2, -1, 0, 1, 2, 3], help="of scores")
     add("--l1-weight", type=float, default=0.5, help="of the absolute error, for scores")
     add("--label-smoothing", type=number(float, below=1), default=0.1, help="of the task")
-    add("--without", nargs="*", choices=TERMS, default=[], help="terms of the loss to leave out")
-    for part in (TDMER, TDMERLoss):
+    if loss is TDMERLoss:
+        add("--without", nargs="*", choices=TERMS, default=[], help="terms to leave out")
+    for part in (model, loss):
         add_arguments(parser, part)
     return parser.parse_args(arguments)
+
+
+def parts_of(system: str) -> tuple[type[Pretrained], type[TDMERLoss] | type[BaselineLoss]]:
+    """Return the class of the model and of its objective."""
+    return (TDMER, TDMERLoss) if system == "tdmer" else (SYSTEMS[system], BaselineLoss)
 
 
 def number(kind: type, least: float = 0, below: float = math.inf) -> Callable[[str], Any]:

@@ -17,8 +17,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from task import Task
 
-from tdmer import TDMER
-from tdmer.pretrained import CARD, CONFIG, WEIGHTS, write_file
+from tdmer.pretrained import CARD, CONFIG, WEIGHTS, Pretrained, write_file
 
 LIMITS = (
     "Measured on the test split of these data alone. Other speakers, languages, recordings and "
@@ -31,7 +30,7 @@ class RunFolder:
     """What a run writes; of several processes the main one alone does.
 
     A run that is not finished has a checkpoint.pt, a finished one has metrics.json and the files of
-    TDMER.save_pretrained, both have run.json. The folder belongs to one run until its process ends.
+    save_pretrained, both have run.json. The folder belongs to one run until its process ends.
 
     Args:
         path: Of the folder; it is made.
@@ -88,7 +87,7 @@ class RunFolder:
             write(self._checkpoint, content.getvalue())
 
     def finish(
-        self, metrics: dict[str, Any], model: TDMER | None = None, task: Task | None = None
+        self, metrics: dict[str, Any], model: Pretrained | None = None, task: Task | None = None
     ) -> None:
         """Keep the results, a model with its task if there is one, and give up the checkpoint."""
         if self._main:

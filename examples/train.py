@@ -5,6 +5,7 @@
     python examples/train.py --data mosei          # a folder that tdmer.data.write_store made
     python examples/train.py --data x.npz --label emotion --group actor --split folds:4/0
     python examples/train.py --without con cp      # an ablation
+    python examples/train.py --system mult         # any system of tdmer.baselines, likewise
     python examples/train.py --refit runs/latest --out runs/refit   # on train and valid together
     python examples/train.py --resume              # go on where a run was cut short
     torchrun --nproc-per-node 2 examples/train.py  # several processes, on GPUs or a CPU
@@ -28,8 +29,8 @@ import accelerate
 import numpy as np
 import torch
 from accelerate.utils import DataLoaderConfiguration, set_seed
-from measure import choose, measure
-from options import parse_args, take_arguments
+from measure import by_name, choose, measure
+from options import parse_args, parts_of, take_arguments
 from run_folder import RunFolder, chosen
 from splits import fingerprint, load_splits, read_extractor, shared_groups
 from task import check_labels, check_training, describe_task, main_figure, standing
@@ -38,8 +39,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 import tdmer
-from tdmer import TDMER, LossTerms, TDMERLoss
+from tdmer import TDMERLoss
 from tdmer.data import collate
+from tdmer.inputs import Inputs
+from tdmer.pretrained import Pretrained
 from tdmer.tasks import from_config
 
 
@@ -74,14 +77,15 @@ def train(args: argparse.Namespace) -> None:
     figure = main_figure(task)
     check_labels(args.data, data, task)
     check_training(data, task)
+    system, objective_of = parts_of(args.system)
     sizes = {"dims": data["train"].dims, "num_classes": task.num_classes}
     where = {"device": accelerator.device.type, "processes": accelerator.num_processes}
     config: dict[str, Any] = {
         "data": fingerprint(args.data),
         "samples": samples,
-        "model": sizes | take_arguments(options, TDMER),
+        "model": sizes | take_arguments(options, system),
         "task": described,
-        "loss": take_arguments(options, TDMERLoss),
+        "loss": take_arguments(options, objective_of),
         "training": options | where | {"refit": args.refit is not None},
         "versions": {p.__name__: p.__version__ for p in (tdmer, torch, np, accelerate)},
     }
@@ -95,12 +99,14 @@ def train(args: argparse.Namespace) -> None:
     augment = functools.partial(collate, modality_dropout=args.modality_dropout)
     loader = DataLoader(data["train"], args.batch_size, True, generator=shuffle, collate_fn=augment)
     set_seed(args.seed)
-    network = TDMER(**config["model"])
+    network = system(**config["model"])
     network.extractor_config = read_extractor(args.data)
-    # The terms of several processes are those of the whole batch.
-    group = torch.distributed.group.WORLD if accelerator.num_processes > 1 else None
-    objective = TDMERLoss(task, **config["loss"], group=group).to(accelerator.device)
-    unusable = network.fit_normalization(DataLoader(data["train"], 128, collate_fn=collate))
+    objective = objective_of(task, **config["loss"]).to(accelerator.device)
+    if accelerator.num_processes > 1 and isinstance(objective, TDMERLoss):
+        # The terms of several processes are those of the whole batch.
+        objective.group = torch.distributed.group.WORLD
+    assert isinstance(network.normalizations, Inputs)
+    unusable = network.normalizations.fit(DataLoader(data["train"], 128, collate_fn=collate))
     # Before mixed precision: as they are saved, the averaged weights are measured.
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(args.average))
     averaged = averaged.to(accelerator.device)
@@ -135,7 +141,7 @@ def train(args: argparse.Namespace) -> None:
         shuffle.manual_seed(seeds[0])
         set_seed(seeds[1 + accelerator.process_index])
         model.train()
-        sums = torch.zeros(len(LossTerms._fields) + 1, device=accelerator.device)
+        sums = torch.zeros((), device=accelerator.device)
         for batch in itertools.islice(loader, args.accumulate * (steps - step)):
             with accelerator.accumulate(model):
                 terms = objective(model(batch.inputs, batch.masks), batch.labels)
@@ -149,9 +155,10 @@ def train(args: argparse.Namespace) -> None:
                 averaged.update_parameters(network)
                 step += 1
             # Terms are means over samples, of all processes; the number of samples comes last.
-            sums += len(batch.labels) * torch.stack([*terms, torch.ones_like(terms.total)]).detach()
+            named = by_name(terms) | {"count": torch.ones_like(terms.total)}
+            sums = sums + len(batch.labels) * torch.stack([*named.values()]).detach()
         *totals, count = sums.tolist()
-        losses = {name: x / count for name, x in zip(LossTerms._fields, totals, strict=True)}
+        losses = {name: x / count for name, x in zip(named, totals, strict=False)}
         if not math.isfinite(losses["total"]):
             raise ValueError(f"the loss is {losses['total']} in epoch {epoch}: try a smaller --lr")
         row: dict[str, Any] = {"epoch": epoch, "step": step, "train": losses}
@@ -176,7 +183,7 @@ def train(args: argparse.Namespace) -> None:
         accelerator.print(f"epoch {epoch:2d}  step {step}  loss {losses['total']:.3f}{shown}")
 
     chosen_model = averaged.module
-    assert isinstance(chosen_model, TDMER)
+    assert isinstance(chosen_model, Pretrained)
     chosen_model.load_state_dict(best_weights)
     test = measure(chosen_model, task, data["test"].only(best["modalities"]), accelerator)
     best["branches"]["test"] = test.branches

@@ -52,7 +52,10 @@ __all__ = [
 ]
 
 _HOMES = ("losses", "fusion", "model", "objective", "tasks", "metrics", "prediction")
-_BESIDE = ("layers", "masks", "data", "pretrained", "trainer", "viz", "encoders", "features")
+_BESIDE = (
+    *("layers", "masks", "inputs", "data", "pretrained"),
+    *("trainer", "viz", "encoders", "features", "baselines"),
+)
 _MODULES = (*_HOMES, *_BESIDE)
 
 

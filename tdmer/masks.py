@@ -5,7 +5,7 @@ This is also the one place where values may decide what is computed.
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from tdmer._checks import check_features, check_mask
@@ -62,6 +62,34 @@ def masked_mean(
         return x.sum(dim=1) / max(x.shape[1], 1)
     steps = mask.sum(dim=1, keepdim=True).clamp(min=1)
     return zero_pads(x, mask).sum(dim=1) / steps
+
+
+def real_first(
+    x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]
+) -> tuple[Float[Tensor, "b t d"], Int64[Tensor, "b t 1"]]:
+    """Bring the real steps of every sequence to its front, in their order; the rest is 0.
+
+    Args:
+        x: Sequences.
+        mask: True where a step is real.
+
+    Returns:
+        The sequences, and the place from which each step came; ``scatter`` along the second axis
+        brings steps back.
+
+    Raises:
+        TypeError: ``x`` is not floating point, or ``mask`` is not bool.
+        ValueError: The shapes do not fit.
+
+    Example:
+        >>> x = torch.tensor([[[float("nan")], [1.0], [2.0]]])
+        >>> front, places = real_first(x, torch.tensor([[False, True, True]]))
+        >>> front.flatten(), places.flatten()
+        (tensor([1., 2., 0.]), tensor([1, 2, 0]))
+    """
+    x = zero_pads(x, mask)
+    places = mask.byte().argsort(dim=1, descending=True, stable=True).unsqueeze(2)
+    return x.gather(1, places.expand_as(x)), places
 
 
 def without_hidden(

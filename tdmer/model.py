@@ -1,30 +1,28 @@
 """The whole network: from feature sequences of several modalities to a prediction."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from tdmer._checks import (
     check_choice,
     check_count,
-    check_features,
-    check_mask,
     check_names,
     per_modality,
 )
 from tdmer.fusion.mean import MeanFusion
 from tdmer.fusion.tcp import Confidence, TCPFusion
+from tdmer.inputs import Inputs
 from tdmer.layers.cross_attention import CrossModalEncoder
 from tdmer.layers.decoupling import Decoupler
 from tdmer.layers.edges import EdgeWeights
-from tdmer.layers.normalization import FeatureStatistics, InputNormalization
 from tdmer.layers.temporal import TemporalConv
-from tdmer.masks import masked_mean, unless_full
+from tdmer.masks import masked_mean
 from tdmer.pretrained import Pretrained
 
 COMMON = "common"
@@ -121,12 +119,6 @@ def _evidence(logits: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Te
     return (shares.unsqueeze(2) * torch.stack([logits[name] for name in names]).detach()).sum(dim=0)
 
 
-def _is_batch(value: Any) -> bool:
-    """Whether this is a tuple that begins with inputs and masks."""
-    pair = value[:2] if isinstance(value, tuple | list) else ()
-    return len(pair) == 2 and isinstance(pair[0], Mapping) and isinstance(pair[1], Mapping | None)
-
-
 class TDMER(Pretrained):
     """Task-driven multimodal emotion recognition.
 
@@ -177,7 +169,7 @@ class TDMER(Pretrained):
     dims: dict[str, int]
     modalities: tuple[str, ...]
     span: float
-    normalizations: nn.ModuleDict
+    normalizations: Inputs
     temporal: nn.ModuleDict
     decoupler: nn.Module
     attention: nn.ModuleDict
@@ -237,7 +229,7 @@ class TDMER(Pretrained):
         self._places = [names.index(m) for m in dims]
         branches = [COMMON, *names]
         bounded, self.span = ACTIVATIONS[activation]
-        self.normalizations = nn.ModuleDict({m: InputNormalization(dims[m]) for m in names})
+        self.normalizations = Inputs(dims)
         self.temporal = nn.ModuleDict(
             {
                 m: TemporalConv(
@@ -281,57 +273,21 @@ class TDMER(Pretrained):
             nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, num_classes)
         )
 
-    def extra_repr(self) -> str:
-        """Show the options."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-
     def fit_normalization(self, batches: Iterable[Any] | Dataset[Any]) -> dict[str, int]:
-        """Fit the normalisation of every modality to a training set, in one pass.
-
-        PyTorch's random state is afterwards what it was, even if a loader has shuffled.
+        """Fit the normalisation to a training set: ``normalizations`` of the model does it.
 
         Args:
-            batches: A data set of :mod:`tdmer.data`, or tuples that begin with ``inputs, masks`` as
-                :meth:`forward` takes them, such as :class:`tdmer.data.Batch`; or a single one.
+            batches: As :meth:`tdmer.inputs.Inputs.fit` takes them, such as a data set of
+                :mod:`tdmer.data`.
 
         Returns:
-            Per modality, the number of real entries that were NaN or infinite; they, and such
-            entries in later inputs, are replaced by the mean.
+            Per modality, the number of real entries that were NaN or infinite.
 
         Raises:
-            TypeError: A batch does not begin with ``inputs, masks``, or as :meth:`forward`.
-            ValueError: No sample has a real, finite entry of a modality, or as :meth:`forward`.
+            TypeError: As :meth:`tdmer.inputs.Inputs.fit`.
+            ValueError: Likewise.
         """
-        normalizations = cast(Mapping[str, InputNormalization], self.normalizations)
-        statistics = {
-            m: FeatureStatistics(width, normalizations[m].mean.dtype)
-            for m, width in self.dims.items()
-        }
-        if isinstance(batches, Dataset):
-            # Here, since a model alone needs no readers.
-            from tdmer.data.batch import collate
-
-            batches = DataLoader(batches, batch_size=128, collate_fn=collate)
-        every: Iterable[Any] = [batches] if _is_batch(batches) else batches
-        with torch.random.fork_rng(devices=[]):
-            for batch in every:
-                if not _is_batch(batch):
-                    raise TypeError(
-                        "batches must yield tuples that begin with inputs and masks, as a loader "
-                        f"with collate_fn=tdmer.data.collate does, got {type(batch).__name__}"
-                    )
-                inputs, masks = self._checked(batch[0], batch[1] or {})
-                for m, x in inputs.items():
-                    statistics[m].update(x, masks[m])
-        empty = [m for m, found in statistics.items() if not found.count.any()]
-        if empty:
-            raise ValueError(
-                f"batches must hold a real, finite entry of every modality, got none of {empty}; "
-                "build the model without what no training sample has"
-            )
-        for m, found in statistics.items():
-            normalizations[m].take(found)
-        return {m: found.nonfinite for m, found in statistics.items()}
+        return self.normalizations.fit(batches)
 
     def forward(
         self,
@@ -359,10 +315,8 @@ class TDMER(Pretrained):
             ValueError: Names, widths or batch sizes do not fit.
         """
         # Masks are None where every step is real, so that nothing is spent on pads.
-        inputs, masks = self._complete(inputs, {} if masks is None else masks)
-        features = {}
-        for m, temporal in self.temporal.items():
-            features[m] = temporal(self.normalizations[m](inputs[m], masks[m]), masks[m])
+        sequences, masks, has = self.normalizations(inputs, masks)
+        features = {m: temporal(sequences[m], masks[m]) for m, temporal in self.temporal.items()}
         common, private, reconstructed = self.decoupler(features, masks)
         enhanced = dict(private)
         for m, attention in self.attention.items():
@@ -373,7 +327,6 @@ class TDMER(Pretrained):
             m: torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
             for (m, x), mask in zip(features.items(), masks.values(), strict=True)
         }
-        has = {m: mask.any(dim=1) for m, mask in real.items()}
         here = torch.stack(list(has.values()))
         pooled = torch.stack(
             [
@@ -439,54 +392,6 @@ class TDMER(Pretrained):
 
     def _ordered(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {m: found[m] for m in self.modalities}
-
-    def _checked(
-        self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor | None]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-        """Check what is given, and return it with vectors as sequences of one step."""
-        for name, mapping in (("inputs", inputs), ("masks", masks)):
-            if not isinstance(mapping, Mapping):
-                raise TypeError(
-                    f"{name} must be a mapping by modality, got {type(mapping).__name__}"
-                )
-            unknown = [m for m in mapping if m not in self.modalities]
-            if unknown:
-                raise ValueError(f"{name} must be of {list(self.modalities)}, got {unknown}")
-        if not inputs:
-            raise ValueError(f"inputs must hold one of {list(self.modalities)}, got none")
-        first = next(iter(inputs))
-        sequences: dict[str, Tensor] = {}
-        steps: dict[str, Tensor | None] = {}
-        for m, x in inputs.items():
-            mask = masks.get(m)
-            check_features(f"inputs[{m!r}]", x, width=self.dims[m])
-            if x.ndim == 2:
-                x = x.unsqueeze(1)
-                mask = mask.unsqueeze(1) if isinstance(mask, Tensor) and mask.ndim == 1 else mask
-            check_features(f"inputs[{m!r}]", x, ndim=3)
-            check_mask(f"masks[{m!r}]", mask, x.shape[:2])
-            # One with the first, never in a set: an exported size is a symbol.
-            if x.shape[0] != inputs[first].shape[0]:
-                sizes = {m: x.shape[0] for m, x in inputs.items()}
-                raise ValueError(f"inputs must have one batch size, got {sizes}")
-            sequences[m], steps[m] = x, mask
-        return sequences, steps
-
-    def _complete(
-        self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor | None]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-        # Give every modality an input, and a mask unless all is real: a pad where it is left out.
-        inputs, masks = self._checked(inputs, masks)
-        first = next(iter(inputs.values()))
-        full: dict[str, Tensor] = {}
-        needed: dict[str, Tensor | None] = {}
-        for m in self._names:
-            given, mask = inputs.get(m), masks.get(m)
-            if given is None or given.shape[1] == 0:
-                given = first.new_zeros(first.shape[0], 1, self.dims[m])
-                mask = torch.zeros(given.shape[:2], dtype=torch.bool, device=first.device)
-            full[m], needed[m] = given, unless_full(mask)
-        return full, needed
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Without this, strict=False would leave the attention of such a file out in silence.

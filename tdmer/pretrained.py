@@ -50,6 +50,10 @@ class Pretrained(nn.Module):
     task_config: dict[str, Any] | None = None
     extractor_config: dict[str, Any] | None = None
 
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
     def save_pretrained(
         self,
         folder: str | os.PathLike[str],

@@ -24,6 +24,7 @@ from tdmer import (
     Predictor,
     Sentiment,
     TDMERLoss,
+    baselines,
     losses,
     metrics,
 )
@@ -529,6 +530,18 @@ OPTIONS = [
     ),
     ("unknown pads", made(lambda: from_arrays({"text": ONES}, [0.0, 1.0], pads="end"))),
     ("an unknown text", pickled(load_mmsa, {"train": split()}, text="words")),
+    ("MulT of one modality", made(lambda: baselines.MulT({"text": 3}, 3))),
+    ("ICCN without its anchor", made(lambda: baselines.ICCN({"face": 3, "voice": 2}, 3))),
+    ("TFN too wide", made(lambda: baselines.TFN(DIMS, 3, width=1000))),
+    ("an LSTM for no modality", made(lambda: baselines.TFN(DIMS, 3, read=["face"]))),
+    (
+        "a weight of no loss",
+        made(
+            lambda: baselines.BaselineLoss(Sentiment(), weights={"contrast": 1.0})(
+                baselines.Plain(torch.ones(2, 7), torch.ones(2, 4)), torch.ones(2)
+            )
+        ),
+    ),
     (
         "a label range the wrong way round",
         pickled(load_mmsa, {"train": split()}, label_range=(3.0, -3.0)),

@@ -168,7 +168,7 @@ def test_the_losses_are_means_over_the_samples(monkeypatch, tmp_path, mmsa):
             batches.append((len(labels), super().forward(output, labels).total.item()))
             return super().forward(output, labels)
 
-    monkeypatch.setattr(script, "TDMERLoss", Recorded)
+    monkeypatch.setattr(script, "parts_of", lambda system: (TDMER, Recorded))
     call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK)
     found = json.loads((tmp_path / "metrics.json").read_text())["history"]
     assert [size for size, _ in batches] == [32, 16, 32, 16]
@@ -405,13 +405,13 @@ def test_train_names_what_is_wrong(monkeypatch, tmp_path, mmsa, options, reason)
 
 def test_predictions_that_are_no_numbers_end_a_run(monkeypatch, tmp_path, mmsa):
     script = load("train", monkeypatch)
-    forward = script.TDMER.forward
+    forward = TDMER.forward
 
     def broken(model, inputs, masks):
         output = forward(model, inputs, masks)
         return output if model.training else output._replace(logits=output.logits * math.nan)
 
-    monkeypatch.setattr(script.TDMER, "forward", broken)
+    monkeypatch.setattr(TDMER, "forward", broken)
     with pytest.raises(SystemExit, match="a prediction is NaN or infinite: try a smaller --lr"):
         call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK)
 

@@ -17,6 +17,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 pytest.importorskip("accelerate", reason="the examples need the extra 'examples'")
 
 from tdmer import TDMER, Classification, Sentiment, sentiment_metrics
+from tdmer.baselines import MISA
 from tdmer.data import MultimodalDataset
 from tests.test_examples import call, in_process, load, refusal, run, write_mmsa, write_npz
 
@@ -383,3 +384,19 @@ def test_seeds_of_classes_are_summed_up(monkeypatch, npz, tmp_path, capsys):
     assert "accuracy" in printed
     assert "MAE" not in printed
     assert summary["missing"].keys() == {"face", "voice"}
+
+
+def test_other_systems_are_trained_by_the_same_loop(monkeypatch, mmsa, tmp_path, capsys):
+    arguments = ["--data", mmsa, "--system", "misa", "--width", 8, "--steps", 4, "--out", tmp_path]
+    run(monkeypatch, "train", *arguments)
+    found = metrics(tmp_path)
+    assert list(found["history"][0]["train"]) == [
+        *("total", "task", "similarity", "difference", "reconstruction"),
+    ]
+    assert found["weights"] == found["branches"]["test"] == {}
+    model = MISA.from_pretrained(tmp_path)
+    assert model.options["width"] == 8
+    assert model.normalizations["text"].mean.any()
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "train", *arguments, "--alpha", 1)
+    assert "unrecognized arguments: --alpha" in capsys.readouterr().err

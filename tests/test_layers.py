@@ -17,6 +17,7 @@ from tdmer.layers import (
     Decoupler,
     EdgeWeights,
     InputNormalization,
+    Recurrent,
     TemporalConv,
     ordered_pairs,
 )
@@ -182,6 +183,32 @@ class TestTemporalConv:
             TemporalConv(3, 4, dropout=1.0)
         with pytest.raises(ValueError, match="x must have 3 features on its last axis"):
             TemporalConv(3, 4)(torch.zeros(1, 2, 5))
+
+
+class TestRecurrent:
+    @pytest.mark.parametrize("bidirectional", [False, True])
+    def test_equals_the_lstm_on_each_sequence_alone(self, bidirectional):
+        torch.manual_seed(0)
+        net = Recurrent(3, 4, bidirectional=bidirectional)
+        # Pads anywhere, and a sequence of nothing else.
+        mask = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]).bool()
+        x = torch.randn(3, 5, 3).masked_fill(~mask.unsqueeze(2), float("nan")).requires_grad_()
+        sequence, last = net(x, mask)
+        for i in (0, 1):
+            alone, (state, _) = net.lstm(x[i, mask[i]])
+            torch.testing.assert_close(sequence[i, mask[i]], alone)
+            torch.testing.assert_close(last[i], state.flatten())
+        assert not sequence[~mask].any()
+        assert not last[2].any()
+        (sequence.sum() + last.sum()).backward()
+        assert x.grad.isfinite().all()
+        assert not x.grad[~mask].any()
+
+    def test_without_a_mask_every_step_is_real(self):
+        torch.manual_seed(0)
+        net, x = Recurrent(3, 4, bidirectional=True), torch.randn(2, 5, 3)
+        for one, other in zip(net(x), net(x, torch.ones(2, 5).bool()), strict=True):
+            torch.testing.assert_close(one, other)
 
 
 class TestDecoupler:

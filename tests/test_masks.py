@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdmer.masks import is_readable, masked_mean, unless_full, without_hidden, zero_pads
+from tdmer.masks import is_readable, masked_mean, real_first, unless_full, without_hidden, zero_pads
 from tests.ragged import ragged
 
 NAN, INF = float("nan"), float("inf")
@@ -55,6 +55,16 @@ class TestPooling:
         assert torch.equal(zeroed[mask], x[mask])
         assert not zeroed[~mask].any()
         assert zero_pads(x, None) is x
+
+
+class TestRealFirst:
+    def test_keeps_the_order_and_the_way_back(self):
+        x = torch.arange(1.0, 9.0).view(2, 4, 1)
+        mask = torch.tensor([[False, True, False, True], [True, True, True, True]])
+        front, places = real_first(x.masked_fill(~mask.unsqueeze(2), NAN), mask)
+        assert front.squeeze(2).tolist() == [[2.0, 4.0, 0.0, 0.0], [5.0, 6.0, 7.0, 8.0]]
+        back = torch.zeros_like(x).scatter(1, places, front)
+        assert torch.equal(back, zero_pads(x, mask))
 
 
 class TestWithoutHidden:

@@ -216,7 +216,7 @@ def figures(run: Run, read: str) -> dict[str, float]:
     found = dict(last[read])
     main, best = ("mae", min) if "mae" in found else ("accuracy", max)
     found |= dict.fromkeys(BRANCHES, math.nan) | {"step": chosen.get("step", math.nan)}
-    if "branches" in last:
+    if last.get("branches", {}).get(read):
         alone = chosen["branches"]["valid"]["alone"]
         branch = best(alone, key=lambda name: alone[name][main])
         found["best_branch"] = last["branches"][read]["alone"][branch][main]

@@ -1,4 +1,4 @@
-"""Layers of TDMER: temporal convolution, decoupler, cross-attention, edge weights."""
+"""Layers: temporal convolution, recurrence, decoupler, cross-attention, edge weights."""
 
 from tdmer.layers.cross_attention import (
     CrossAttention,
@@ -9,6 +9,7 @@ from tdmer.layers.cross_attention import (
 from tdmer.layers.decoupling import Decoupled, Decoupler
 from tdmer.layers.edges import EdgeWeights, ordered_pairs
 from tdmer.layers.normalization import FeatureStatistics, InputNormalization
+from tdmer.layers.recurrent import Recurrence, Recurrent
 from tdmer.layers.temporal import TemporalConv
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "EdgeWeights",
     "FeatureStatistics",
     "InputNormalization",
+    "Recurrence",
+    "Recurrent",
     "TemporalConv",
     "ordered_pairs",
     "sinusoidal_positions",

@@ -5,6 +5,7 @@ can be read in grey. Those of one panel are drawn into ``axes``, or into a figur
 belongs to no window, ``axes.figure``.
 """
 
+from tdmer.viz._style import line_style
 from tdmer.viz.agreement import confusion_matrix, predicted_scores, reliability
 from tdmer.viz.branches import class_contributions, contributions, step_contributions
 from tdmer.viz.curves import training_curves
@@ -15,6 +16,7 @@ __all__ = [
     "confusion_matrix",
     "contributions",
     "edge_graph",
+    "line_style",
     "predicted_scores",
     "reliability",
     "step_contributions",

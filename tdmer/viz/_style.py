@@ -23,7 +23,18 @@ Outputs = TDMEROutput | Sequence[TDMEROutput]
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Return colour, line and marker of the curve of this number."""
+    """Return colour, line and marker of a curve, which differ in grey as well as in colour.
+
+    Args:
+        number: Of the curve, from 0 on.
+
+    Returns:
+        Arguments of matplotlib's ``Axes.plot``.
+
+    Example:
+        >>> line_style(1)["linestyle"], line_style(1)["marker"]
+        ('--', 's')
+    """
     # Lines come around before markers do, and markers are then hollow.
     kinds = {"color": COLORS, "linestyle": LINES, "marker": MARKERS}
     found = {name: kind[number % len(kind)] for name, kind in kinds.items()}

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from differences import deviation, differences, figures
+from differences import answers, by_variant, deviation, differences, figures
 from runs import add_options, execute_all, plan
 from tables import gap, provenance, spread, table, write_csv, write_markdown
 from world import write_world
@@ -134,14 +134,15 @@ def run_rows(args: argparse.Namespace, options: list[str]) -> None:
             raise ValueError(f"--rows must be of {list(variants)}, got {unknown}")
         variants = {WHOLE: ""} | {row: variants[row] for row in args.rows}
     data = args.data or write_world(args.out / "world")
-    runs = plan(args, variants, ["--data", str(data), *options])
+    shared = ["--data", str(data), *options]
+    runs = plan(args, variants, shared)
     execute_all(runs, args.jobs)
 
-    found = {
-        name: [figures(run, args.read) for run in runs if run.variant == name] for name in variants
-    }
-    gaps = differences(runs, args.read, WHOLE)
-    about = provenance(runs, args.read)
+    every = by_variant(runs)
+    found = {name: [figures(run, args.read) for run in own] for name, own in every.items()}
+    told = {name: answers(own, args.read) for name, own in every.items()}
+    gaps = differences(told, WHOLE)
+    about = provenance(runs, args.read, shared)
     tables = (
         ("decoupling", "Ablation of the decoupling losses (Tables III and IV)", DECOUPLING),
         ("modules", "Ablation of the main modules (Table V)", MODULES),

@@ -192,19 +192,24 @@ def paired(values: Floats, first: Floats, groups: Sequence[Any]) -> dict[str, fl
     return {"mean": mean, "low": float(low), "high": float(high), "p": float(p)}
 
 
-def differences(runs: Sequence[Run], read: str, first: str) -> dict[str, dict[str, float]]:
+def differences(found: Mapping[str, Answers], first: str) -> dict[str, dict[str, float]]:
     """Return of every variant the paired difference to one of them, p corrected by Holm."""
-    by_variant: dict[str, list[Run]] = {}
-    for run in runs:
-        by_variant.setdefault(run.variant, []).append(run)
-    reference = answers(by_variant[first], read)
-    found = {
-        name: paired(answers(own, read).values, reference.values, reference.groups)
-        for name, own in by_variant.items()
+    reference = found[first]
+    gaps = {
+        name: paired(own.values, reference.values, reference.groups)
+        for name, own in found.items()
         if name != first
     }
-    corrected = holm({name: gap["p"] for name, gap in found.items()})
-    return {name: gap | {"p_holm": corrected[name]} for name, gap in found.items()}
+    corrected = holm({name: gap["p"] for name, gap in gaps.items()})
+    return {name: gap | {"p_holm": corrected[name]} for name, gap in gaps.items()}
+
+
+def by_variant(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return the runs of every variant."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.variant, []).append(run)
+    return found
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -72,7 +72,7 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit("protocol.py: stopped; the same command goes on") from None
     name = "refit" if args.refit else args.read
-    about = provenance(runs, summary["read"])
+    about = provenance(runs, summary["read"], options)
     write(args.out / f"{name}.json", to_json(summary | {"about": about}))
     write_csv(args.out / f"{name}.csv", as_rows(summary), about)
     headings, lines = as_lines(summary)

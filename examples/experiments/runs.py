@@ -8,6 +8,7 @@ epoch, so that the same command, after a kill at any moment, ends in the same fi
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import multiprocessing
 import re
@@ -101,16 +102,23 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
-def execute_all(runs: Sequence[Run], jobs: int) -> None:
-    """Do what is left of every run."""
-    if jobs == 1:
+def execute_all(runs: Sequence[Run], jobs: int, *, fresh: bool = False) -> None:
+    """Do what is left of every run; if it is to be fresh, each in a process of its own."""
+    if jobs == 1 and not fresh:
         report(map(execute, runs), len(runs))
+        return
+    # What is finished is only checked: that needs no process.
+    finished = [(run.commands()[-1].out / "metrics.json").exists() for run in runs]
+    done = [execute(run) for run, over in zip(runs, finished, strict=True) if over]
+    left = [run for run, over in zip(runs, finished, strict=True) if not over]
+    if not left:
+        report(done, len(runs))
         return
     # A process that is forked could not use an accelerator.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1 if fresh else None) as pool:
         try:
-            report(pool.map(execute, runs), len(runs))
+            report(itertools.chain(done, pool.map(execute, left)), len(runs))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -118,8 +126,8 @@ def execute_all(runs: Sequence[Run], jobs: int) -> None:
 
 def report(done: Iterable[Run], count: int) -> None:
     """Say which runs are done, as they are."""
-    for number_, run in enumerate(done, 1):
-        print(f"{number_} of {count}: {run.folder}", flush=True)
+    for place, run in enumerate(done, 1):
+        print(f"{place} of {count}: {run.folder}", flush=True)
 
 
 def execute(run: Run) -> Run:

@@ -16,17 +16,16 @@ sys.path.append(str(Path(__file__).parents[1]))
 from run_folder import write
 
 
-def provenance(runs: Sequence[Run], read: str) -> dict[str, Any]:
+def provenance(runs: Sequence[Run], read: str, shared: Sequence[str]) -> dict[str, Any]:
     """Return what the figures of runs depend on, in short.
 
     Their data by SHA-256, the configuration of the first variant and what the others change, splits
-    and seeds, and versions.
+    and seeds, and versions. All runs begin with the options that they share.
     """
     first = json.loads((runs[0].commands()[0].out / "run.json").read_bytes())
     training = {name: x for name, x in first.get("training", {}).items() if name != "seed"}
     kept = {name: x for name, x in first["samples"].items() if name != "split"}
     parts = {name: first[name] for name in ("model", "task", "loss") if name in first}
-    common = [x for x in runs[0].options if all(x in run.options for run in runs)]
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "figures of": f"the {read} split",
@@ -35,9 +34,7 @@ def provenance(runs: Sequence[Run], read: str) -> dict[str, Any]:
         "splits": list(dict.fromkeys(run.split for run in runs)),
         "seeds": sorted({run.seed for run in runs}),
         f"configuration of {runs[0].variant!r}": parts | {"training": training},
-        "variants": {
-            run.variant: shlex.join([x for x in run.options if x not in common]) for run in runs
-        },
+        "variants": {run.variant: shlex.join(run.options[len(shared) :]) for run in runs},
         "versions": first["versions"] | {"python": platform.python_version()},
     }
 

@@ -150,7 +150,8 @@ def run_rows(args: argparse.Namespace, options: list[str]) -> None:
     )
     for name, title, rows in tables:
         kept = {row: found[row] for row in rows if row in found}
-        write_table(args.out / name, f"{title}, {data.stem}", kept, gaps, about)
+        if len(kept) > 1:
+            write_table(args.out / name, f"{title}, {data.stem}", kept, gaps, about)
     order(
         args.out / "orderings", {row: gaps[row] for row in PAPER["CMU-MOSI"] if row in gaps}, about
     )

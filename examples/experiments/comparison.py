@@ -241,10 +241,12 @@ def draw(rows: list[dict[str, Any]], main: str) -> Figure:
             face = "black" if own else "white"
             axes.plot(row[middle], place, "o", color="black", markerfacecolor=face)
     difference.axvline(0, color="0.5", linestyle="--", linewidth=1)
-    for axes, name in ((seconds, "seconds_per_epoch"), (parameters, "parameters")):
-        shades = ["0.2" if row["system"] == FIRST else "0.7" for row in rows]
-        axes.barh(places, [row[name] for row in rows], 0.6, color=shades)
-        axes.set_xscale("log")
+    for place, row in enumerate(rows):
+        own = row["system"] == FIRST
+        seconds.barh(place, row["seconds_per_epoch"], 0.6, color="0.2" if own else "0.7")
+        face = "black" if own else "white"
+        parameters.plot(row["parameters"], place, "o", color="black", markerfacecolor=face)
+    parameters.set_xscale("log")
     error.set_yticks(places, [row["system"] for row in rows], parse_math=False)
     error.set(xlabel=f"{main}, 95 % interval", ylim=(len(rows) - 0.5, -0.5))
     difference.set(xlabel=f"{main}: difference to {FIRST}")

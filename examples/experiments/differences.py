@@ -156,11 +156,11 @@ def on_each_sample(
     """Return the error of a score or whether a class is right, and which samples are labelled."""
     outputs = collect(model, data)
     known = task.labelled(outputs.labels)
-    predicted, labels = task.predict(outputs.logits)[known], outputs.labels[known]
-    values = (
-        (predicted - labels).abs() if isinstance(task, Sentiment) else (predicted == labels).float()
-    )
-    return values.double().numpy(), known.numpy()
+    predicted = task.predict(outputs.logits)[known].double()
+    labels = outputs.labels[known].double()
+    scores = isinstance(task, Sentiment)
+    values = (predicted - labels).abs() if scores else (predicted == labels).double()
+    return values.numpy(), known.numpy()
 
 
 def paired(values: Floats, first: Floats, groups: Sequence[Any]) -> dict[str, float]:

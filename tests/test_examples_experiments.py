@@ -85,6 +85,8 @@ def test_a_table_says_what_it_depends_on(ablated, mmsa):
         assert config["data"][mmsa.name] in text, path
         for word in ('"width": 8', '"lr":', '"python":', '"torch":', "[0, 1]", "--fusion mean"):
             assert word in text, (path, word)
+        for name in ("command", "figures of", "data, SHA-256", "splits", "seeds", "versions"):
+            assert f"{name}: " in text, (path, name)
         assert "the test split" in text
     # Of the rows that were asked for.
     assert sorted(path.stem for path in ablated.glob("*.csv")) == ["modules", "orderings"]
@@ -223,6 +225,20 @@ def test_missing_goes_from_all_to_none(ablated, mmsa, monkeypatch, tmp_path, cap
     assert (tmp_path / "missing.png").read_bytes().startswith(b"\x89PNG")
     assert content(folders[0], "run.json")["data"][mmsa.name] in about["data"]
     assert "100%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("figure", "best"), [("mae", "one"), ("accuracy", "two")])
+def test_what_is_best_in_validation_is_chosen(monkeypatch, figure, best):
+    module = load("experiments/comparison", monkeypatch)
+    run = load("experiments/runs", monkeypatch).Run
+    values = {"a, one": [0.1, 0.5], "a, two": [0.4, 0.3], "b, one": [9.0, 9.0]}
+    runs = [
+        run(name, str(split), 0, None, [], False, False) for name in values for split in range(2)
+    ]
+    monkeypatch.setattr(
+        module, "figures", lambda run, read: {figure: values[run.variant][int(run.split)]}
+    )
+    assert module.choose("a", ("one", "two"), runs) == f"a, {best}"
 
 
 def test_systems_are_compared_on_the_same_seeds(monkeypatch, tmp_path, capsys):

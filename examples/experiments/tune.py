@@ -101,11 +101,10 @@ def search(args: argparse.Namespace, options: list[str]) -> None:
         raise ValueError(f"{args.out} is of another search, {before}: --out takes another folder")
     study.set_user_attr("setting", setting)
     for killed in study.get_trials(states=(TrialState.RUNNING,)):
-        # Its options are tried again, and its runs go on.
         study.tell(killed.number, state=TrialState.FAIL)
-        study.enqueue_trial(killed.params)
     while len(over(study.trials)) < args.trials:
-        # Seeded anew for every trial, a search that was cut short goes on to the same trials.
+        # Seeded anew for every trial, a search that was killed comes to the same options again,
+        # and so to the same folder, where the run goes on.
         seed = len(over(study.trials))
         study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=10)
         trial = study.ask(space)

@@ -3,6 +3,8 @@
 #   make demo                          train on synthetic data
 #   make demo DATA=path/to/mosi.pkl    train on a file in MMSA's layout
 #   make demo ARGS="--seeds 1"         with options of examples/experiments/seeds.py
+#   make experiments                   all experiments, small and on synthetic data, in minutes
+#   make experiments DATA=mosi.pkl     the same in full, in many hours; the same command goes on
 #
 # On Linux, PyPI's PyTorch brings CUDA (several GB). For the CPU build:
 #   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -17,10 +19,23 @@ PIP_FLAGS ?=
 RUNS ?= 3.11:highest 3.12:highest 3.13:highest 3.11:lowest-direct
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS)
 
-.PHONY: demo setup test lint types docs matrix extras check clean
+.PHONY: demo experiments setup test lint types docs matrix extras check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/experiments/seeds.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+# Without DATA, a test that all of them run: two seeds and two epochs show no effect.
+OUT := runs/experiments
+WORLD := $(OUT)/world
+QUICK := --steps 26 --width 16
+FULL := --data "$(DATA)" --jobs 2 $(ARGS)
+SMALL := --data $(WORLD) --jobs 2 --seeds 2 $(QUICK) $(ARGS)
+experiments: $(VENV)/.installed
+	$(if $(DATA),,$(BIN)/python examples/experiments/world.py $(WORLD))
+	$(BIN)/python examples/experiments/ablation.py --out $(OUT)/ablation $(if $(DATA),$(FULL),$(SMALL))
+	$(BIN)/python examples/experiments/comparison.py --out $(OUT)/comparison $(if $(DATA),$(FULL),$(SMALL) --trials 1)
+	$(BIN)/python examples/experiments/tune.py --out $(OUT)/tune $(if $(DATA),--data "$(DATA)" $(ARGS),--data $(WORLD) --trials 4 $(QUICK) $(ARGS))
+	$(BIN)/python examples/experiments/missing.py --out $(OUT)/missing --data "$(or $(DATA),$(WORLD))" $(OUT)/ablation/TDMER/*/seed-*
 
 setup: $(VENV)/.developed
 

@@ -23,6 +23,7 @@ import argparse
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import accelerate
@@ -58,8 +59,8 @@ def main() -> None:
         raise SystemExit(f"train.py: {error}" if speaks else 1) from None
 
 
-def train(args: argparse.Namespace) -> None:
-    """Prepare, go through the epochs, and read the test split once."""
+def train(args: argparse.Namespace, watch: Callable[[list[Any]], None] = lambda _: None) -> None:
+    """Go through the epochs, after each of which ``watch`` gets all; read the test split once."""
     torch.set_num_threads(args.threads)
     accelerator = accelerate.Accelerator(
         cpu=args.cpu or not torch.accelerator.is_available(),
@@ -181,6 +182,7 @@ def train(args: argparse.Namespace) -> None:
         run.checkpoint(history=history, best=best, best_weights=best_weights, **states)
         shown = "" if args.refit else f"  valid {figure} {row['valid'][figure]:.3f}"
         accelerator.print(f"epoch {epoch:2d}  step {step}  loss {losses['total']:.3f}{shown}")
+        watch(history)
 
     chosen_model = averaged.module
     assert isinstance(chosen_model, Pretrained)

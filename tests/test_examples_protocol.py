@@ -119,7 +119,8 @@ def test_the_summary_is_of_the_validation_split(compared):
     assert summary["variants"]["logistic regression"]["difference"]["p"] == 0.125
     assert len(summary["runs"]) == 24
 
-    rows = list(csv.DictReader((compared / "valid.csv").read_text().splitlines()))
+    lines = (compared / "valid.csv").read_text().splitlines()
+    rows = list(csv.DictReader(line for line in lines if not line.startswith("# ")))
     assert [row["variant"] for row in rows] == list(summary["variants"])
     for row in rows:
         entry = summary["variants"][row["variant"]]
@@ -171,7 +172,7 @@ def test_the_test_split_is_read_when_told(compared, npz, monkeypatch, tmp_path, 
 
 
 def test_the_best_branch_is_that_of_the_validation_split(monkeypatch, tmp_path):
-    module = load("experiments/protocol", monkeypatch)
+    differences = load("experiments/differences", monkeypatch)
 
     def alone(a, b):
         return {"alone": {"a": {"accuracy": a}, "b": {"accuracy": b}}, "mean": {"accuracy": 0.4}}
@@ -182,9 +183,9 @@ def test_the_best_branch_is_that_of_the_validation_split(monkeypatch, tmp_path):
     last = {"test": {"accuracy": 0.6}, "branches": {"test": alone(0.2, 0.9)}, "step": 3}
     for refit, expected in ((False, 0.1), (True, 0.2)):
         found = iter([first, last])
-        monkeypatch.setattr(module, "from_json", lambda path, found=found: next(found))
-        run = module.Run("v", "official", 0, tmp_path, [], refit, False)
-        figures = module.figures(run, "test")
+        monkeypatch.setattr(differences, "from_json", lambda path, found=found: next(found))
+        run = differences.Run("v", "official", 0, tmp_path, [], refit, False)
+        figures = differences.figures(run, "test")
         assert figures["best_branch"] == expected
         assert figures["accuracy"] == (0.6 if refit else 0.3)
 
@@ -228,7 +229,7 @@ def test_scores_are_compared_by_their_error(mmsa, monkeypatch, tmp_path, capsys)
 
 def test_differences_are_paired(monkeypatch):
     """An effect far below the spread of the splits is seen."""
-    module = load("experiments/protocol", monkeypatch)
+    module = load("experiments/differences", monkeypatch)
     first = np.arange(8.0)
     found = module.compare(first + 0.1 + 0.01 * np.cos(first), first)
     assert found["mean"] == pytest.approx(0.1, abs=0.01)
@@ -242,7 +243,7 @@ def test_differences_are_paired(monkeypatch):
 
 @pytest.mark.parametrize(("splits", "unit", "units"), [(3, "run", 6), (4, "split", 4)])
 def test_the_unit_is_a_split_where_there_are_four(monkeypatch, splits, unit, units):
-    module = load("experiments/protocol", monkeypatch)
+    module = load("experiments/differences", monkeypatch)
     monkeypatch.setattr(
         module,
         "figures",

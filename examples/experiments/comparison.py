@@ -175,12 +175,11 @@ def history(run: Run, figure: str) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def clocked(runs: Sequence[Run]) -> tuple[float, float]:
-    """Return the median seconds of an epoch, and the most memory in megabytes."""
-    lines = [
-        json.loads(line)
-        for run in runs
-        for line in (run.folder / "clock.jsonl").read_text().splitlines()
-    ]
+    """Return the median seconds of an epoch, and the most memory in megabytes; NaN if unknown."""
+    clocks = [file for run in runs if (file := run.folder / "clock.jsonl").exists()]
+    lines = [json.loads(line) for file in clocks for line in file.read_text().splitlines()]
+    if not lines:
+        return np.nan, np.nan
     seconds = float(np.median([line["seconds"] for line in lines]))
     return seconds, max(line["peak"] for line in lines) / 2**20
 

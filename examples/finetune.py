@@ -1,16 +1,19 @@
 """Train TDMER together with a pretrained encoder of text.
 
     python examples/finetune.py --data mosi.pkl --encoder FOLDER
-    python examples/finetune.py --data mosi.pkl --encoder FOLDER --layer weighted --train-layers 2
+    python examples/finetune.py --data mosi.pkl --encoder FOLDER --layer last --train-layers 2
 
 The file is one in MMSA's layout, whose ``raw_text`` the encoder reads; other modalities are
 features, as in train.py. FOLDER holds any encoder of transformers with its tokenizer; nothing is
-downloaded. The encoder learns at a rate of its own, both rates rise and then fall to 0, the epoch
-is chosen on the validation split, and the test split is read once. The folder --out then holds
-metrics.json and the model, as EncodedTDMER.from_pretrained takes it.
+downloaded. First the model alone learns, on the encoder as it is: what a model without knowledge
+would ask of the encoder is no good to it. Then both learn, the encoder at a rate of its own; its
+rate rises, and both fall to 0. The epoch is chosen on the validation split, with the moving average
+of the weights, and the test split is read once. The folder --out then holds metrics.json and the
+model, as EncodedTDMER.from_pretrained takes it.
 """
 
 import argparse
+import functools
 import json
 import time
 from dataclasses import replace
@@ -23,10 +26,11 @@ from splits import Samples, load_splits
 from task import check_labels, check_training, describe_task, main_figure, standing
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from tdmer import TDMER, TDMERLoss
-from tdmer.data import Sample, collate, load_pickle
+from tdmer.data import LengthBucketSampler, Sample, collate, load_pickle
 from tdmer.encoders import EncodedTDMER, PretrainedEncoder
 from tdmer.tasks import from_config
 
@@ -57,16 +61,18 @@ def main() -> None:
     add = parser.add_argument
     add("--data", type=Path, required=True, help="MMSA's layout, with raw_text")
     add("--encoder", type=Path, required=True, help="folder of a model of transformers")
-    add("--layer", default="last", help="last, weighted, or the number of a hidden layer")
-    add("--train-layers", type=int, default=2, help="last blocks that are trained; 0: none")
+    add("--layer", default="weighted", help="last, weighted, or the number of a hidden layer")
+    add("--train-layers", type=int, default=3, help="last blocks that are trained; 0: none")
     add("--modalities", nargs="+", help="those beside the text; all by default")
     add("--out", type=Path, default=Path("runs/finetuned"), help="folder to write")
     add("--seed", type=int, default=0)
-    add("--epochs", type=int, default=12)
+    add("--frozen-epochs", type=int, default=15, help="in which the model alone learns, at first")
+    add("--epochs", type=int, default=10, help="in which both learn, after them")
     add("--batch-size", type=int, default=32)
     add("--lr", type=float, default=1e-3, help="highest learning rate of the model")
     add("--encoder-lr", type=float, default=5e-5, help="the same of the encoder")
-    add("--warmup", type=float, default=0.1, help="share of the steps in which the rates rise")
+    add("--warmup", type=int, default=40, help="steps in which each rate rises")
+    add("--average", type=float, default=0.99, help="decay of averaged weights")
     add("--threads", type=int, default=1, help="CPU threads")
     args = parser.parse_args()
     try:
@@ -110,19 +116,31 @@ def finetune(args: argparse.Namespace) -> None:
     model = EncodedTDMER({"text": encoder}, TDMER(data["train"].dims, task.num_classes))
     model.fit_normalization(DataLoader(data["train"], 128, collate_fn=collate))
     objective = TDMERLoss(task)
-    loader = DataLoader(data["train"], args.batch_size, shuffle=True, collate_fn=collate)
+    rows = map(data["train"].__getitem__, range(len(data["train"])))
+    lengths = [sum(len(x) for x in row.inputs.values()) for row in rows]
+    sampler = LengthBucketSampler(lengths, args.batch_size, pool=10, seed=args.seed)
+    loader = DataLoader(data["train"], batch_sampler=sampler, collate_fn=collate)
     groups = model.parameter_groups(lr=args.lr, encoder_lr=args.encoder_lr)
     optimizer = torch.optim.AdamW(groups)
-    steps = args.epochs * len(loader)
-    rise = max(1, round(args.warmup * steps))
-    scheduler = LambdaLR(
-        optimizer, lambda step: min((step + 1) / rise, (steps - step) / max(1, steps - rise))
-    )
+    frozen = args.frozen_epochs * len(loader)
+    steps = frozen + args.epochs * len(loader)
+
+    def rate(step: int, start: int) -> float:
+        rise, fall = (step + 1 - start) / args.warmup, (steps - step) / max(1, steps - frozen)
+        return float(max(0.0, min(rise, fall, 1.0)))
+
+    starts = [0, frozen][: len(groups)]
+    scheduler = LambdaLR(optimizer, [functools.partial(rate, start=start) for start in starts])
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.average))
+    trained = [weight for weight in encoder.model.parameters() if weight.requires_grad]
 
     history: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
     best_weights: dict[str, Tensor] = {}
-    for epoch in range(args.epochs):
+    for epoch in range(args.frozen_epochs + args.epochs):
+        sampler.set_epoch(epoch)
+        for weight in trained:
+            weight.requires_grad_(epoch >= args.frozen_epochs)
         begin, total = time.perf_counter(), 0.0
         model.train()
         for batch in loader:
@@ -132,13 +150,15 @@ def finetune(args: argparse.Namespace) -> None:
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
+            averaged.update_parameters(model)
             total += loss.item() / len(loader)
         seconds = time.perf_counter() - begin
-        valid = measure(model, task, data["valid"]).metrics
+        valid = measure(averaged.module, task, data["valid"]).metrics
         history.append({"epoch": epoch, "loss": total, "valid": valid, "seconds": seconds})
         if not best or standing(task, valid) > standing(task, best["valid"]):
             best = history[-1]
-            best_weights = {name: x.clone() for name, x in model.state_dict().items()}
+            kept = averaged.module.state_dict()
+            best_weights = {name: x.clone() for name, x in kept.items()}
         shown = f"loss {total:.3f}  valid {figure} {valid[figure]:.3f}"
         print(f"epoch {epoch}  {shown}  {seconds:.0f} s", flush=True)
 

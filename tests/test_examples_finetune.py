@@ -37,6 +37,7 @@ def test_it_trains_the_encoder_and_reads_the_test_split_once(words, tmp_path, mo
     data = write_mmsa(tmp_path / "small.pkl")
     module = load("finetune", monkeypatch)
     arguments = ["--encoder", words, "--out", tmp_path / "run", "--epochs", 2]
+    arguments += ["--frozen-epochs", 1, "--train-layers", 1]
     with pytest.raises(SystemExit, match="train: there must be raw_text"):
         call(monkeypatch, module, "--data", data, *arguments)
     splits = pickle.loads(data.read_bytes())
@@ -44,21 +45,25 @@ def test_it_trains_the_encoder_and_reads_the_test_split_once(words, tmp_path, mo
         good = split["regression_labels"] > 0
         split["raw_text"] = np.where(good, "a good film", "bad")
     data.write_bytes(pickle.dumps(splits))
-    measure, read = module.measure, []
+    measure, read, seen = module.measure, [], []
 
     def watch(model, task, samples):
         read.append(samples.ids[0].split("$")[0])
+        weight = model.encoders["text"].get_parameter("model.encoder.layer.1.output.dense.weight")
+        seen.append(weight.detach().clone())
         return measure(model, task, samples)
 
     monkeypatch.setattr(module, "measure", watch)
-    options = ["--layer", "weighted", "--train-layers", 1, "--encoder-lr", 0.01]
+    options = ["--encoder-lr", 0.01]
     call(monkeypatch, module, "--data", data, *arguments, *options)
-    assert read == ["valid", "valid", "test"]
+    assert read == ["valid"] * 3 + ["test"]
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert len(found["history"]) == 2
+    assert len(found["history"]) == 3
     assert found["valid"]["mae"] == min(row["valid"]["mae"] for row in found["history"])
     before = load_file(words / "model.safetensors")
     after = load_file(tmp_path / "run" / "encoders" / "text" / "model.safetensors")
+    assert torch.equal(seen[0], before["encoder.layer.1.output.dense.weight"])
+    assert not torch.equal(seen[1], seen[0])
     moved = {name for name, x in after.items() if not torch.equal(x, before[name])}
     assert moved
     assert all("layer.1." in name for name in moved)

@@ -213,6 +213,8 @@ def test_texts_and_recordings_go_through_the_extractor(folder, tmp_path):
     )
 
 
+# The check of types would ask for the columns, and so for the model.
+@pytest.mark.usefixtures("unchecked")
 def test_a_saved_model_knows_how_its_features_were_made(tmp_path, monkeypatch):
     pytest.importorskip("av", reason="PyAV decodes")
     monkeypatch.chdir(tmp_path)
@@ -429,6 +431,8 @@ def test_the_command_reads_a_store(folder, tmp_path, capsys):
         main([*arguments, "--split", "dev"])
 
 
+# The check of types would ask for the columns, and so for the model.
+@pytest.mark.usefixtures("unchecked")
 def test_the_command_says_which_model_is_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("bert").touch()

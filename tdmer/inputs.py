@@ -45,6 +45,8 @@ class Inputs(nn.ModuleDict):
         {'audio': tensor([False]), 'text': tensor([True])}
     """
 
+    dims: dict[str, int]
+
     def __init__(self, dims: Mapping[str, int]) -> None:
         check_names("dims", list(dims))
         super().__init__({m: InputNormalization(dims[m]) for m in sorted(dims)})

@@ -173,6 +173,15 @@ class ConFEDE(Pretrained):
         torch.Size([2, 3, 64])
     """
 
+    options: dict[str, Any]
+    modalities: tuple[str, ...]
+    normalizations: Inputs
+    temporal: nn.ModuleDict
+    dissimilar: nn.ModuleDict
+    similar: nn.ModuleDict
+    branch_heads: nn.ModuleDict
+    head: nn.Sequential
+
     def __init__(
         self,
         dims: Mapping[str, int],

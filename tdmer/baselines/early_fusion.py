@@ -38,6 +38,11 @@ class EarlyFusion(Pretrained):
         torch.Size([2, 7])
     """
 
+    options: dict[str, Any]
+    modalities: tuple[str, ...]
+    normalizations: Inputs
+    head: nn.Sequential
+
     def __init__(
         self,
         dims: Mapping[str, int],

@@ -94,6 +94,17 @@ class FDMER(Pretrained):
         torch.Size([2, 6])
     """
 
+    options: dict[str, Any]
+    modalities: tuple[str, ...]
+    normalizations: Inputs
+    temporal: nn.ModuleDict
+    common: nn.Sequential
+    private: nn.ModuleDict
+    discriminator: nn.Sequential
+    attention: CrossModalBlock
+    score: nn.Linear
+    head: nn.Sequential
+
     def __init__(
         self,
         dims: Mapping[str, int],

@@ -130,6 +130,14 @@ class ICCN(Pretrained):
         ['audio', 'video']
     """
 
+    options: dict[str, Any]
+    modalities: tuple[str, ...]
+    normalizations: Inputs
+    temporal: nn.ModuleDict
+    recurrent: nn.ModuleDict
+    images: nn.ModuleDict
+    head: nn.Sequential
+
     def __init__(
         self,
         dims: Mapping[str, int],

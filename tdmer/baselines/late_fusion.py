@@ -59,6 +59,12 @@ class LateFusion(Pretrained):
         True
     """
 
+    options: dict[str, Any]
+    modalities: tuple[str, ...]
+    normalizations: Inputs
+    temporal: nn.ModuleDict
+    heads: nn.ModuleDict
+
     def __init__(
         self,
         dims: Mapping[str, int],

@@ -43,6 +43,14 @@ class LMF(Pretrained):
         torch.Size([2, 7])
     """
 
+    options: dict[str, Any]
+    modalities: tuple[str, ...]
+    normalizations: Inputs
+    nets: nn.ModuleDict
+    factors: nn.ParameterDict
+    weights: nn.Parameter
+    bias: nn.Parameter
+
     def __init__(
         self,
         dims: Mapping[str, int],

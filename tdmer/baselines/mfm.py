@@ -91,6 +91,12 @@ def _layers(features: int, hidden: int, width: int, dropout: float) -> nn.Sequen
 class _MemoryFusion(nn.Module):
     """The memory fusion network: cells, and a memory that attends to their changes."""
 
+    cells: nn.ModuleDict
+    attend: nn.Sequential
+    propose: nn.Sequential
+    keep: nn.Sequential
+    write: nn.Sequential
+
     def __init__(self, dims: Mapping[str, int], width: int, dropout: float) -> None:
         super().__init__()
         self.width = width
@@ -177,6 +183,19 @@ class MFM(Pretrained):
         >>> output.reconstructed["audio"].shape
         torch.Size([2, 20, 74])
     """
+
+    options: dict[str, Any]
+    modalities: tuple[str, ...]
+    normalizations: Inputs
+    input_dropout: nn.Dropout1d
+    fusion: _MemoryFusion
+    label_encoder: nn.Linear
+    encoders: nn.ModuleDict
+    projections: nn.ModuleDict
+    label_layers: nn.Sequential
+    layers: nn.ModuleDict
+    decoders: nn.ModuleDict
+    head: nn.Sequential
 
     def __init__(
         self,

@@ -136,6 +136,17 @@ class MISA(Pretrained):
         torch.Size([2, 3, 128])
     """
 
+    options: dict[str, Any]
+    modalities: tuple[str, ...]
+    normalizations: Inputs
+    input_dropout: nn.Dropout1d
+    utterances: nn.ModuleDict
+    shared: nn.Sequential
+    private: nn.ModuleDict
+    decoders: nn.ModuleDict
+    attention: nn.TransformerEncoderLayer
+    head: nn.Sequential
+
     def __init__(
         self,
         dims: Mapping[str, int],

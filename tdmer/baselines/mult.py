@@ -87,6 +87,14 @@ class MulT(Pretrained):
         torch.Size([2, 7])
     """
 
+    options: dict[str, Any]
+    modalities: tuple[str, ...]
+    normalizations: Inputs
+    temporal: nn.ModuleDict
+    targets: nn.ModuleDict
+    residual: nn.Sequential
+    head: nn.Linear
+
     def __init__(
         self,
         dims: Mapping[str, int],

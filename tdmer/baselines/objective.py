@@ -84,6 +84,8 @@ class BaselineLoss(nn.Module):
         True
     """
 
+    weights: dict[str, float]
+
     def __init__(self, task: Task, *, weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         self.task = task

@@ -46,6 +46,12 @@ class TFN(Pretrained):
         torch.Size([2, 7])
     """
 
+    options: dict[str, Any]
+    modalities: tuple[str, ...]
+    normalizations: Inputs
+    nets: nn.ModuleDict
+    head: nn.Sequential
+
     def __init__(
         self,
         dims: Mapping[str, int],

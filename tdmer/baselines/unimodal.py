@@ -38,6 +38,13 @@ class Unimodal(Pretrained):
         torch.Size([2, 7])
     """
 
+    normalizations: Inputs
+    modalities: tuple[str, ...]
+    modality: str
+    options: dict[str, Any]
+    temporal: TemporalConv
+    head: nn.Sequential
+
     def __init__(
         self,
         dims: Mapping[str, int],

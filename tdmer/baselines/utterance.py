@@ -23,6 +23,9 @@ class Averaged(nn.Module):
         tensor(False)
     """
 
+    dropout: nn.Dropout
+    layers: nn.Sequential
+
     def __init__(self, features: int, width: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
@@ -53,6 +56,10 @@ class Read(nn.Module):
         >>> Read(3, 8)(torch.zeros(2, 5, 3), torch.zeros(2, 5, dtype=torch.bool)).any()
         tensor(False)
     """
+
+    dropout: nn.Dropout1d
+    recurrent: Recurrent
+    project: nn.Linear
 
     def __init__(self, features: int, width: int, *, dropout: float = 0.0) -> None:
         super().__init__()

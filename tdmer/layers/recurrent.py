@@ -38,6 +38,8 @@ class Recurrent(nn.Module):
         (torch.Size([4, 5, 16]), torch.Size([4, 16]))
     """
 
+    lstm: nn.LSTM
+
     def __init__(self, features: int, width: int, *, bidirectional: bool = False) -> None:
         super().__init__()
         check_count("features", features)

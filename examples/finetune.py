@@ -72,6 +72,7 @@ def main() -> None:
     add("--lr", type=float, default=1e-3, help="highest learning rate of the model")
     add("--encoder-lr", type=float, default=1e-4, help="the same of the encoder")
     add("--warmup", type=int, default=40, help="steps in which each rate rises")
+    add("--rec-weight", type=float, help="of L_rec; by default that of the objective")
     add("--average", type=float, default=0.99, help="decay of averaged weights")
     add("--threads", type=int, default=1, help="CPU threads")
     args = parser.parse_args()
@@ -115,7 +116,7 @@ def finetune(args: argparse.Namespace) -> None:
     figure = main_figure(task)
     model = EncodedTDMER({"text": encoder}, TDMER(data["train"].dims, task.num_classes))
     model.fit_normalization(DataLoader(data["train"], 128, collate_fn=collate))
-    objective = TDMERLoss(task)
+    objective = TDMERLoss(task, rec_weight=args.rec_weight)
     rows = map(data["train"].__getitem__, range(len(data["train"])))
     lengths = [sum(len(x) for x in row.inputs.values()) for row in rows]
     sampler = LengthBucketSampler(lengths, args.batch_size, pool=10, seed=args.seed)

@@ -100,6 +100,9 @@ class TDMERLoss(nn.Module):
         epsilon: Weight of ``dc`` and ``dp``, 1 in the paper. Where the common features are to hold
             what the modalities share and nothing else, it takes about 10.
         without: Names of terms to leave out (``con rec cp pp en f own dc dp``), for ablations.
+        rec_weight: Weight of ``rec`` alone; None: ``alpha``, as in the paper. ``rec`` is the
+            greatest term by far, and its gradient reaches what makes the features, such as an
+            encoder that is trained.
         entropy_weight: Weight of ``log(edges) - entropy`` of the edges of ``dc`` and ``dp``, which
             keeps the edges from collapsing onto one; 0 is the paper.
         n_moments: Orders of the central moment discrepancy.
@@ -141,6 +144,7 @@ class TDMERLoss(nn.Module):
         delta: float = 5.0,
         epsilon: float = 1.0,
         without: Collection[str] = (),
+        rec_weight: float | None = None,
         entropy_weight: float = 0.0,
         n_moments: int = 5,
         samples: str = "pooled",
@@ -159,7 +163,9 @@ class TDMERLoss(nn.Module):
         for name in without:
             check_choice("without", name, TERMS)
         self.task = task
-        weights = (alpha, alpha, beta, beta, gamma, delta, delta, epsilon, epsilon)
+        rec = alpha if rec_weight is None else rec_weight
+        check_real("rec_weight", rec)
+        weights = (alpha, rec, beta, beta, gamma, delta, delta, epsilon, epsilon)
         by_term = dict(zip(TERMS, weights, strict=True))
         self.weights = {name: 0.0 if name in without else w for name, w in by_term.items()}
         self.entropy_weight = entropy_weight

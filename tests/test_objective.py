@@ -84,6 +84,8 @@ class TestObjective:
             + t.task + 1.1 * (t.dc + t.dp)
         )  # fmt: skip
         torch.testing.assert_close(t.total, expected)
+        alone = TDMERLoss(Sentiment(), **weights, rec_weight=2.0)(out, labels)
+        torch.testing.assert_close(alone.total, expected + 1.7 * t.rec)
 
     def test_the_weights_by_default(self):
         assert TDMERLoss(Sentiment()).weights == {
@@ -238,6 +240,7 @@ class TestObjective:
         [
             ({"alpha": -1.0}, ValueError, r"alpha must be in \[0.0, inf\), got -1.0"),
             ({"gamma": "1"}, TypeError, "gamma must be a number, got str"),
+            ({"rec_weight": -1.0}, ValueError, r"rec_weight must be in \[0.0, inf\), got -1.0"),
             ({"epsilon": -0.5}, ValueError, r"epsilon must be in \[0.0, inf\), got -0.5"),
             ({"without": "con"}, TypeError, "without must be a collection of names"),
             ({"without": ["kl"]}, ValueError, "without must be one of .*, got 'kl'"),

@@ -114,8 +114,8 @@ def edge_graph(
     """Draw the weights of the dynamic cross-modal learning (Eq. 7) as a directed graph.
 
     An arrow from p to q says how much q learns from p: the mean weight, written beside it, is also
-    its width, over the samples that have both modalities. The weights of a sample sum to 1. Below
-    stands what every arrow would weigh if none were preferred.
+    its width, over the samples that have all modalities, whose weights sum to 1; without any such
+    sample, over all. Below stands what every arrow would weigh if none were preferred.
 
     Args:
         outputs: What the model returned, of one batch or several.
@@ -144,7 +144,8 @@ def edge_graph(
     if len(names) < 2:
         raise ValueError(f"outputs must be of two modalities or more, got {names}")
     edges = joined(outputs, lambda output: getattr(output, part).edges).float()
-    weights = (edges.sum(dim=0) / (edges > 0).sum(dim=0)).tolist()
+    whole = joined(outputs, lambda output: output.present).all(dim=1)
+    weights = (edges[whole] if whole.any() else edges).mean(dim=0).tolist()
     axes = axes_or_own(axes, 4.6, 4.4)
     angles = np.pi / 2 - 2 * np.pi * np.arange(len(names)) / len(names)
     places = np.stack([np.cos(angles), np.sin(angles)], axis=1)

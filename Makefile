@@ -17,7 +17,7 @@ ARGS ?=
 PIP_FLAGS ?=
 # What `make matrix` runs: a Python and a resolution of uv's each.
 RUNS ?= 3.11:highest 3.12:highest 3.13:highest 3.11:lowest-direct
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS)
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS)
 
 .PHONY: demo experiments setup test lint types docs matrix extras check clean
 
@@ -41,7 +41,7 @@ setup: $(VENV)/.developed
 
 # The tests and the examples in the docstrings, with types and shapes checked at every call.
 test: $(VENV)/.developed
-	$(BIN)/python -m pytest -n auto --jaxtyping-packages=tdmer,tests.check --doctest-modules tdmer tests
+	$(BIN)/python -m pytest -n auto --dist worksteal --jaxtyping-packages=tdmer,tests.check --doctest-modules tdmer tests
 
 lint: $(VENV)/.developed
 	$(BIN)/ruff check

@@ -1,11 +1,14 @@
 """Settings and fixtures of the test run."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from jaxtyping import config
 
-# The tensors are small: a second thread only waits for the first.
+# The tensors are small: a second thread only waits for the first, in processes of a test as well.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 # The same examples in every run, and no word on how fast the machine is.

@@ -695,9 +695,9 @@ class TestTraining:
         model = make_model(dropout=0.0, input_dropout=0.0, feature_dropout=0.0)
         objective = TDMERLoss(Sentiment())
         model.fit_normalization([batch])
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         history = []
-        for _ in range(150):
+        for _ in range(80):
             terms = objective(model(batch.inputs, batch.masks), batch.labels)
             optimizer.zero_grad()
             terms.total.backward()

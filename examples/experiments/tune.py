@@ -29,6 +29,7 @@ from typing import Any
 import optuna
 from filelock import FileLock, Timeout
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from runs import expand
 from tables import spread, table, write_csv, write_markdown
@@ -74,8 +75,8 @@ def main() -> None:
     args, options = parser.parse_known_args()
     args.out.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(args.out / ".lock", timeout=0):
-            search(args, options)
+        with FileLock(args.out / ".lock", timeout=0), database(args.out / "study.db") as storage:
+            search(args, options, storage)
     except Timeout:
         raise SystemExit(f"tune.py: {args.out} is in use by another search") from None
     except (OSError, TypeError, ValueError) as error:
@@ -84,14 +85,25 @@ def main() -> None:
         raise SystemExit("tune.py: stopped; the same command goes on") from None
 
 
-def search(args: argparse.Namespace, options: list[str]) -> None:
+@contextlib.contextmanager
+def database(path: Path) -> Iterator[RDBStorage]:
+    """Open the database of the search, and close it."""
+    storage = RDBStorage(f"sqlite:///{path}")
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def search(args: argparse.Namespace, options: list[str], storage: RDBStorage) -> None:
     """Do the trials that are left."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     known = vars(parse_args("A trial.", options))
     space = {name: SPACE[name] for name in args.only if name in known}
     setting = {"options": options, "split": args.split, "seeds": args.seeds, "space": [*space]}
     study = optuna.create_study(
-        storage=f"sqlite:///{args.out / 'study.db'}",
+        storage=storage,
         study_name="tune",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
         load_if_exists=True,

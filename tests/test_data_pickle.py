@@ -3,6 +3,7 @@ import collections
 import contextlib
 import copyreg
 import functools
+import gc
 import gzip
 import io
 import itertools
@@ -11,6 +12,7 @@ import os
 import pickle
 import struct
 import sys
+import threading
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -414,24 +416,26 @@ def routes(module, name):
         yield "STACK_GLOBAL, nested", b"\x80\x04" + nested + b"\x93" + argument + b"\x85R."
 
 
-# The events of what is watched at this moment, if anything is.
-EVENTS: list[list[str]] = []
+# The events of what a thread watches at this moment, if it watches anything.
+WATCHED = threading.local()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def audit():
     # A hook cannot be taken away again.
-    sys.addaudithook(lambda event, _: EVENTS[-1].append(event) if EVENTS else None)
+    sys.addaudithook(lambda event, _: getattr(WATCHED, "events", []).append(event))
 
 
 @contextlib.contextmanager
 def nothing_but_one_open():
     """Fail where anything but the opening of one file comes to Python's audit."""
-    EVENTS.append([])
+    gc.disable()  # What is collected may say something by itself.
+    WATCHED.events = events = []
     try:
         yield
     finally:
-        events = EVENTS.pop()
+        del WATCHED.events
+        gc.enable()
     assert events == ["open"]
 
 

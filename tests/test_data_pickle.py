@@ -436,7 +436,7 @@ def nothing_but_one_open():
     finally:
         del WATCHED.events
         gc.enable()
-    assert events == ["open"]
+        assert events == ["open"]
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_gadgets_are_refused_by_every_route(tmp_path, module, name):
     assert f"{module}.{name}" not in _pickle._TABLE
     for route, content in routes(module, name):
         path = write(tmp_path, content)
-        with nothing_but_one_open(), pytest.raises(ValueError, match=r"file\.pkl must ") as caught:
+        with pytest.raises(ValueError, match=r"file\.pkl must ") as caught, nothing_but_one_open():
             load_pickle(path)
         assert f"load_pickle refuses '{module}.{name}'" in str(caught.value), route
 

@@ -236,6 +236,16 @@ def test_an_arrow_for_every_edge(outputs, part):
     assert texts[-1] == "spread evenly: 0.17 each"
 
 
+def test_edges_where_no_sample_has_all_modalities():
+    torch.manual_seed(0)
+    model = TDMER({"text": 3, "audio": 2, "video": 2}, 3, width=8, heads=2).eval()
+    output = model({"text": torch.randn(5, 4, 3), "audio": torch.randn(5, 4, 2)})
+    arrows = {arrow.get_label(): arrow for arrow in edge_graph(output).patches}
+    weight = output.common.edges[:, 0, 1].mean().item()
+    assert arrows.keys() == {"text→audio", "audio→text"}
+    assert arrows["text→audio"].get_linewidth() == pytest.approx(0.6 + 8 * weight)
+
+
 TASKS = [
     (Classification(3), torch.tensor([0, 1, 2, -100, 1, 0, 0, 2, 1, 1])),
     (Sentiment((-1, 0, 1)), torch.tensor([-1, 0.2, 0.9, math.nan, 0, -0.8, -3, 2, 0, 0.4])),

@@ -14,6 +14,7 @@ from tdmer._checks import check_names
 from tdmer.encoders._files import load_model, load_processor
 from tdmer.encoders.pretrained import PretrainedEncoder
 from tdmer.model import TDMER, TDMEROutput
+from tdmer.pretrained import write_file
 
 CONFIG = "encoders.json"
 
@@ -131,7 +132,7 @@ class EncodedTDMER(nn.Module):
             how[m] = {**encoder.options, "processor": encoder.processor is not None}
             how[m]["weights"] = {n: p.tolist() for n, p in encoder.named_parameters(recurse=False)}
         self.model.save_pretrained(place / "tdmer", **about)
-        (place / CONFIG).write_text(f"{json.dumps(how, indent=2)}\n")
+        write_file(place / CONFIG, f"{json.dumps(how, indent=2)}\n".encode())
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> "EncodedTDMER":

@@ -1,5 +1,6 @@
 """The sequences of one recording."""
 
+import io
 import json
 import os
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmer.features.speech import Word
+from tdmer.pretrained import write_file
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,12 @@ class Recording:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all of it into one file of NumPy's, ``.npz``, which appears when it is whole."""
         facts = {"columns": self.columns, "words": self.words, "notes": self.notes}
-        arrays: dict[str, NDArray[Any]] = {f"inputs/{name}": x for name, x in self.inputs.items()}
+        arrays: dict[str, Any] = {f"inputs/{name}": x for name, x in self.inputs.items()}
         arrays |= {f"times/{name}": x for name, x in self.times.items()}
         arrays["facts"] = np.array(json.dumps(facts | {"frames": self.frames}))
-        partial = Path(f"{os.fspath(path)}.{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        partial.replace(path)
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        write_file(Path(path), content.getvalue())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Recording":

@@ -111,7 +111,9 @@ def train(args: argparse.Namespace, watch: Callable[[list[Any]], None] = lambda 
     # Before mixed precision: as they are saved, the averaged weights are measured.
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(args.average))
     averaged = averaged.to(accelerator.device)
-    optimizer = torch.optim.AdamW(network.parameters(), args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), args.lr, weight_decay=args.weight_decay, fused=True
+    )
     scheduler = LinearLR(optimizer, 1 / args.warmup, total_iters=args.warmup - 1)
     parts: dict[str, Any] = {"model": network, "optimizer": optimizer, "scheduler": scheduler}
     model, optimizer, scheduler, loader = accelerator.prepare(*parts.values(), loader)

@@ -49,10 +49,10 @@ def from_mmsa(monkeypatch):
     spec = importlib.util.spec_from_file_location("peers", path)
     peers = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(peers)
-    kind = peers.from_mmsa("subNets.FeatureNets", "SubNet")
+    kind = peers.from_mmsa("models.subNets.FeatureNets", "SubNet")
     nets = sys.modules["MMSA.models.subNets"]
     nets.SubNet, nets.BertTextEncoder = kind, States
-    nets.TextSubNet = peers.from_mmsa("subNets.FeatureNets", "TextSubNet")
+    nets.TextSubNet = peers.from_mmsa("models.subNets.FeatureNets", "TextSubNet")
 
     def make(name: str, **args: object) -> nn.Module:
         torch.manual_seed(0)
@@ -62,7 +62,7 @@ def from_mmsa(monkeypatch):
             "num_classes": CLASSES,
             "device": "cpu",
         }
-        module = peers.from_mmsa(f"singleTask.{name}", name)(Namespace(**(common | args)))
+        module = peers.from_mmsa(f"models.singleTask.{name}", name)(Namespace(**(common | args)))
         for part in module.modules():
             if isinstance(part, nn.BatchNorm1d):
                 part.running_var.fill_(1 - part.eps)

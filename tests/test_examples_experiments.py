@@ -203,28 +203,54 @@ def test_the_world_is_the_same_for_the_same_seed(monkeypatch, tmp_path):
 
 def test_missing_goes_from_all_to_none(ablated, mmsa, monkeypatch, tmp_path, capsys):
     folders = seed_folders(ablated, "TDMER")
-    arguments = [*folders, "--data", mmsa, "--out", tmp_path, "--shares", 2, "--draws", 3]
-    call(monkeypatch, load("experiments/missing", monkeypatch), *arguments)
+    train = load("train", monkeypatch)
+    others = {"early_fusion": [], "unimodal": ["--modalities", "text"]}
+    for system, own in others.items():
+        where = ["--data", mmsa, "--out", tmp_path / system, "--system", system]
+        call(monkeypatch, train, *where, *own, "--steps", 2)
+
+    missing = load("experiments/missing", monkeypatch)
+    arguments = [*folders, *(tmp_path / system for system in others), "--data", mmsa]
+    call(monkeypatch, missing, *arguments, "--out", tmp_path, "--shares", 2, "--draws", 3)
     rows, about = rows_of(tmp_path / "missing.csv")
-    assert [float(row["share"]) for row in rows] == [0, 0.5, 1]
+    # What has one modality has nothing to go on with.
+    assert [row["system"] for row in rows] == 9 * ["tdmer"] + 9 * ["early_fusion"]
+    by_share = {
+        (row["system"], row["modality"], float(row["share"])): float(row["mae"]) for row in rows
+    }
     whole = [content(folder)["test"]["mae"] for folder in folders]
-    assert float(rows[0]["text"]) == pytest.approx(np.mean(whole), rel=1e-5)
-    assert float(rows[0]["text_sd"]) == pytest.approx(np.std(whole, ddof=1), rel=1e-3)
+    alone = content(tmp_path / "early_fusion")["test"]["mae"]
+    for m in ("text", "audio", "video"):
+        assert by_share["tdmer", m, 0] == pytest.approx(np.mean(whole), rel=1e-5)
+        assert by_share["early_fusion", m, 0] == pytest.approx(alone, rel=1e-5)
+    assert float(rows[0]["mae_sd"]) == pytest.approx(np.std(whole, ddof=1), rel=1e-3)
+    assert math.isnan(float(rows[9]["mae_sd"]))
+
     seeds = load("experiments/seeds", monkeypatch)
-    model, task, samples = seeds.load_run(folders[0])
-    data = seeds.load_splits(mmsa, **samples)["test"]
-    without = seeds.without_each(model, task, data)
-    again = ["--data", mmsa, "--out", tmp_path, "--shares", 2]
-    call(monkeypatch, load("experiments/missing", monkeypatch), folders[0], *again)
-    rows, _ = rows_of(tmp_path / "missing.csv")
-    for m, figures in without.items():
-        assert float(rows[2][m]) == pytest.approx(figures["mae"], rel=1e-5)
-        ends = sorted(float(rows[place][m]) for place in (0, 2))
-        assert ends[0] - 0.02 <= float(rows[1][m]) <= ends[1] + 0.02
-    assert math.isnan(float(rows[0]["text_sd"]))
+    figures = []
+    for folder in folders:
+        model, task, samples = seeds.load_run(folder)
+        data = seeds.load_splits(mmsa, **samples)["test"]
+        figures.append({m: x["mae"] for m, x in seeds.without_each(model, task, data).items()})
+    for m in ("text", "audio", "video"):
+        without = np.mean([figure[m] for figure in figures])
+        assert by_share["tdmer", m, 1] == pytest.approx(without, rel=1e-5)
+        ends = sorted(by_share["tdmer", m, share] for share in (0, 1))
+        assert ends[0] - 0.02 <= by_share["tdmer", m, 0.5] <= ends[1] + 0.02
     assert (tmp_path / "missing.png").read_bytes().startswith(b"\x89PNG")
-    assert content(folders[0], "run.json")["data"][mmsa.name] in about["data"]
-    assert "100%" in capsys.readouterr().out
+    assert content(folders[0], "run.json")["data"][mmsa.name] in about["data, SHA-256"]
+    assert "100% lack text" in capsys.readouterr().out
+
+
+def test_missing_asks_for_several_modalities(mmsa, monkeypatch, tmp_path):
+    where = ["--data", mmsa, "--out", tmp_path / "run", "--modalities", "text"]
+    call(monkeypatch, load("train", monkeypatch), *where, "--steps", 2)
+    with pytest.raises(SystemExit, match="two or more"):
+        call(
+            monkeypatch,
+            load("experiments/missing", monkeypatch),
+            *[tmp_path / "run", "--data", mmsa, "--out", tmp_path],
+        )
 
 
 @pytest.mark.parametrize(("figure", "best"), [("mae", "one"), ("accuracy", "two")])
@@ -247,15 +273,17 @@ def test_systems_are_compared_on_the_same_seeds(monkeypatch, tmp_path, capsys):
     execute = load("experiments/runs", monkeypatch).execute
     done = []
 
-    def in_process(runs, jobs, fresh):
-        assert fresh  # or their memory would be that of all before
-        done.append([execute(run) for run in runs])
+    def in_process(runs, jobs, fresh=False):
+        done.append((fresh, [execute(run) for run in runs]))
 
     monkeypatch.setattr(module, "execute_all", in_process)
     where = ["--data", npz, "--label", "emotion", "--group", "actor", "--split", "folds:4/0"]
     more = ["--steps", 2, "--width", 8, "--systems", "unimodal", "early_fusion", "--trials", 2]
     call(monkeypatch, module, *where, *more, "--seeds", 2, "--out", tmp_path / "out")
-    tried, trained = done
+    (fresh, measured), (_, tried), (_, trained) = done
+    # A process of its own, or its memory would be that of all before.
+    assert fresh
+    assert measured == tried
     # As many trials for each, of one seed, and the best in validation with all seeds.
     assert [run.variant for run in tried] == [
         f"{name}, {point}"
@@ -287,6 +315,8 @@ def test_systems_are_compared_on_the_same_seeds(monkeypatch, tmp_path, capsys):
     # Half of the systems reach what half of them reach.
     assert sum(row["runs_that_reach_it"] != "0" for row in rows) >= 2
     assert "small.npz" in about["data, SHA-256"]
+    chosen = (tmp_path / "out" / "chosen.txt").read_text().splitlines()
+    assert sorted(chosen) == sorted(str(run.folder) for run in trained)
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert "TDMER" in capsys.readouterr().out
 

@@ -26,7 +26,7 @@ def modules() -> tuple[CrossAttention, nn.MultiheadAttention, nn.Module]:
     """Return the three with the same weights."""
     ours = CrossAttention(["source"], WIDTH, HEADS, positions=False)
     torchs = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
-    path = "subNets.transformers_encoder.multihead_attention"
+    path = "models.subNets.transformers_encoder.multihead_attention"
     mmsas = from_mmsa(path, "MultiheadAttention")(WIDTH, HEADS)
     with torch.no_grad():
         parts = [part["source"] for part in (ours.query, ours.key, ours.value)]

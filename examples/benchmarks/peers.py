@@ -14,26 +14,29 @@ import types
 from argparse import Namespace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+PACKAGES = ("", ".models", ".models.subNets", ".models.singleTask", ".trains", ".trains.singleTask")
 
-def from_mmsa(module: str, name: str) -> type[nn.Module]:
-    """Return a class of MMSA's ``models`` without running the ``__init__`` files around it."""
+
+def from_mmsa(module: str, name: str) -> Any:
+    """Return a name of a module of MMSA's without running the ``__init__`` files around it."""
     if "MMSA" not in sys.modules:
         spec = importlib.util.find_spec("MMSA")
         if spec is None or not spec.submodule_search_locations:
             raise SystemExit("MMSA is not installed: pip install --no-deps MMSA")
         root = Path(spec.submodule_search_locations[0])
-        for part in ("", ".models", ".models.subNets", ".models.singleTask"):
+        for part in PACKAGES:
             package = types.ModuleType(f"MMSA{part}")
             package.__path__ = [str(root.joinpath(*part.split(".")))]
             package.BertTextEncoder = None
             sys.modules[f"MMSA{part}"] = package
-    return getattr(importlib.import_module(f"MMSA.models.{module}"), name)
+    return getattr(importlib.import_module(f"MMSA.{module}"), name)
 
 
 def mult(dims: list[int], width: int, heads: int, layers: int) -> nn.Module:
@@ -57,7 +60,7 @@ def mult(dims: list[int], width: int, heads: int, layers: int) -> nn.Module:
         conv1d_kernel_size_a=5,
         conv1d_kernel_size_v=5,
     )
-    return from_mmsa("singleTask.MULT", "MULT")(args)
+    return from_mmsa("models.singleTask.MULT", "MULT")(args)
 
 
 class MISA(nn.Module):

@@ -4,21 +4,20 @@
     python examples/experiments/comparison.py --data mosi.pkl --jobs 2
 
 All other options are those of train.py and hold for every system. Each system has the same number
-of trials, one seed each, on the grid of learning rate and dropout below, and keeps what was best in
-validation. That is trained with all seeds, and the test split read once per run. Every run has a
-process of its own; the same command goes on where it was killed.
+of trials, one seed each, on the grid of learning rate, dropout and width below, and keeps what was
+best in validation. That is trained with all seeds, and the test split read once per run. The same
+command goes on where it was killed.
 
 ``--out`` then holds comparison.csv, .md and .png: the figures with standard deviation; the error
 with its 95 % bootstrap interval over seeds and samples; the difference to TDMER on the same seeds
 and samples, with p corrected by Holm; the number of parameters; seconds per epoch; the most memory
-of the process; and after how many seconds of training the validation figure was as good as
-``--threshold``, by default what half of the systems reach. Seconds are comparable only where the
-machine did the same beside all runs.
+of a process that does nothing else; and after how many seconds of training the validation figure
+was as good as ``--threshold``, by default what half of the systems reach. Seconds are comparable
+only where the machine did the same beside all runs. chosen.txt names the folders of the runs.
 """
 
 import argparse
 import io
-import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,21 +36,18 @@ from differences import (
     paired,
 )
 from matplotlib.figure import Figure
-from runs import Run, add_options, execute_all, plan
+from runs import Run, add_options, execute_all, load_data, plan
 from tables import gap, provenance, spread, table, write_csv, write_markdown
 
 sys.path.append(str(Path(__file__).parents[1]))
 from options import number
 from run_folder import from_json, write
-from splits import load_splits
 
 from tdmer.baselines import SYSTEMS
 
 FIRST = "TDMER"
-GRID = tuple(
-    f"--lr {lr} --dropout {dropout}"
-    for lr, dropout in itertools.product((0.001, 0.0005, 0.002), (0.3, 0.5))
-)
+# What each system has by itself, and small steps away from it.
+GRID = ("--lr 0.001", "--lr 0.002", "--dropout 0.2", "--lr 0.0005", "--width 32", "--dropout 0.6")
 SCORES = {"mae": "MAE", "corr": "r", "acc7": "Acc7", "acc2_non0": "Acc2 non0", "f1_non0": "F1"}
 CLASSES = {"accuracy": "accuracy", "f1_weighted": "F1 weighted", "f1_macro": "F1 macro"}
 
@@ -88,24 +84,26 @@ def compare_systems(args: argparse.Namespace, options: list[str]) -> None:
         f"{name}, {point}": f"{own} {point}" for name, own in systems.items() for point in grid
     }
     tried = plan(args, trials, shared, seeds=1)
-    execute_all(tried, args.jobs, fresh=True)
+    # The most memory of a process is that of all it did: what is read of it has its own.
+    execute_all([run for run in tried if run.split == tried[0].split], args.jobs, fresh=True)
+    execute_all(tried, args.jobs)
     best = {name: choose(name, grid, tried) for name in systems}
 
     finals = {name: trials[name] for name in best.values()}
     runs = plan(args, finals, shared)
-    execute_all(runs, args.jobs, fresh=True)
+    execute_all(runs, args.jobs)
     own = {name: by_variant(runs)[variant] for name, variant in best.items()}
     about = provenance([run for several in own.values() for run in several], "test", shared)
     about["chosen in validation of"] = list(grid)
     rows = measure(own, args.threshold)
     write_all(args.out / "comparison", rows, about, len(own[FIRST]))
+    folders = "".join(f"{run.folder}\n" for several in own.values() for run in several)
+    write(args.out / "chosen.txt", folders.encode())
 
 
 def listed(args: argparse.Namespace, shared: Sequence[str]) -> dict[str, str]:
     """Return the options of every system, a unimodal one for each modality."""
-    probe = plan(args, {FIRST: ""}, shared, seeds=1)[0].commands()[0]
-    where = {name: getattr(probe, name) for name in ("label", "group", "split", "modalities")}
-    modalities = list(load_splits(args.data, **where)["train"].dims)
+    modalities = list(load_data(plan(args, {FIRST: ""}, shared, seeds=1)[0])["train"].dims)
     found = {FIRST: "--system tdmer"}
     for name in args.systems:
         if name == "unimodal":
@@ -175,13 +173,10 @@ def history(run: Run, figure: str) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def clocked(runs: Sequence[Run]) -> tuple[float, float]:
-    """Return the median seconds of an epoch, and the most memory in megabytes; NaN if unknown."""
-    clocks = [file for run in runs if (file := run.folder / "clock.jsonl").exists()]
-    lines = [json.loads(line) for file in clocks for line in file.read_text().splitlines()]
-    if not lines:
-        return np.nan, np.nan
-    seconds = float(np.median([line["seconds"] for line in lines]))
-    return seconds, max(line["peak"] for line in lines) / 2**20
+    """Return the median seconds of an epoch, and the first run's most memory in megabytes."""
+    clocks = [(run.folder / "clock.jsonl").read_text().splitlines() for run in runs]
+    seconds = [json.loads(line)["seconds"] for lines in clocks for line in lines]
+    return float(np.median(seconds)), max(json.loads(line)["peak"] for line in clocks[0]) / 2**20
 
 
 def write_all(path: Path, rows: list[dict[str, Any]], about: dict[str, Any], runs: int) -> None:

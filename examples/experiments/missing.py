@@ -1,11 +1,13 @@
-"""How much of its accuracy does a model keep when samples lack a modality?
+"""How much of its accuracy does a system keep when samples lack a modality?
 
     python examples/experiments/missing.py runs/mosi/seed-* --data mosi.pkl
+    python examples/experiments/missing.py $(cat runs/comparison/chosen.txt) --data mosi.pkl
 
-Of any runs of train.py that were trained alike. For every modality, and every share from none to
-all, as many samples of the test split, drawn at random, are predicted without it; the figure is the
-mean over draws. ``--out`` gets missing.csv and missing.md, with what they depend on, and
-missing.png: a line for each modality, with the standard deviation over the runs.
+Of any runs of train.py on the same data; those of one system, with the same modalities, are taken
+together. For every modality, and every share from none to all, as many samples of the test split,
+drawn at random, are predicted without it; the figure is the mean over draws. ``--out`` gets
+missing.csv and missing.md, with what they depend on, and missing.png: a panel for each modality, a
+line for each system. Runs of a single modality have nothing to go on with, and are left out.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from task import main_figure, metrics
 from tdmer.viz import line_style
 
 NAMES = {"mae": "MAE", "accuracy": "accuracy"}
+Curves = dict[str, NDArray[np.float64]]
 
 
 def main() -> None:
@@ -55,49 +58,78 @@ def measure_runs(args: argparse.Namespace) -> None:
     """Measure, write and draw."""
     args.out.mkdir(parents=True, exist_ok=True)
     shares = np.linspace(0, 1, args.shares + 1)
-    found = [curves(folder, args, shares) for folder in args.runs]
-    figure = found[0][0]
-    if len({(name, tuple(lines)) for name, lines in found}) > 1:
-        raise ValueError("runs must be of one task and of the same modalities")
-    by_modality = {m: np.stack([lines[m] for _, lines in found]) for m in found[0][1]}
+    found: dict[str, list[Curves]] = {}
+    kinds = set()
+    for folder in args.runs:
+        system, figure, lines = curves(folder, args, shares)
+        if len(lines) > 1:
+            found.setdefault(system, []).append(lines)
+            kinds.add((figure, tuple(lines)))
+    if len(kinds) != 1:
+        raise ValueError("runs must be of one task and of the same modalities, two or more")
+    figure, modalities = kinds.pop()
+    # System → modality → runs by shares.
+    values = {
+        system: {m: np.stack([lines[m] for lines in runs]) for m in modalities}
+        for system, runs in found.items()
+    }
+    write_all(args, figure, shares, values)
+    draw(args.out / "missing.png", NAMES[figure], shares, values)
 
-    rows: list[dict[str, Any]] = []
-    for place, share in enumerate(shares):
-        row: dict[str, Any] = {"share": float(share)}
-        for m, values in by_modality.items():
-            column = values[:, place]
-            row |= {m: float(column.mean()), f"{m}_sd": deviation(column)}
-        rows.append(row)
+
+def write_all(
+    args: argparse.Namespace, figure: str, shares: NDArray[np.float64], values: dict[str, Curves]
+) -> None:
+    """Write every figure, and show those of half the samples and of all."""
+    rows: list[dict[str, Any]] = [
+        {
+            "system": system,
+            "modality": m,
+            "share": float(share),
+            figure: float(column.mean()),
+            f"{figure}_sd": deviation(column),
+            "runs": len(column),
+        }
+        for system, own in values.items()
+        for m, of_runs in own.items()
+        for share, column in zip(shares, of_runs.T, strict=True)
+    ]
     first = json.loads((args.runs[0] / "run.json").read_bytes())
     about = {
         "figures of": f"{figure} on the {args.split} split",
-        "runs": [str(folder) for folder in args.runs],
         "draws": args.draws,
-    } | {name: first[name] for name in ("data", "samples", "model", "training", "versions")}
+        "data, SHA-256": first["data"],
+        "samples": first["samples"],
+        "versions": first["versions"],
+    }
     write_csv(args.out / "missing.csv", rows, about)
+    half = len(shares) // 2
     lines = [
-        [f"{row['share']:.0%}", *(spread(row[m], row[f"{m}_sd"]) for m in by_modality)]
-        for row in rows
+        [system, spread(whole.mean(), deviation(whole))]
+        + [spread(x.mean(), deviation(x)) for of in own.values() for x in (of[:, half], of[:, -1])]
+        for system, own in values.items()
+        for whole in [next(iter(own.values()))[:, 0]]
     ]
-    headings = ["share that lacks it", *by_modality]
+    names = [f"{share:.0%} lack {m}" for m in values[lines[0][0]] for share in (shares[half], 1.0)]
+    headings = ["system", "nothing lacks", *names]
     title = f"{NAMES[figure]} where samples lack a modality"
-    note = f"Mean ± standard deviation of {len(found)} run(s)."
+    note = f"Mean ± standard deviation of {max(row['runs'] for row in rows)} run(s)."
     write_markdown(args.out / "missing.md", title, headings, lines, about, note)
     print(f"\n{title}\n\n{table(headings, lines)}\n{note}")
-    draw(args.out / "missing.png", NAMES[figure], shares, by_modality)
 
 
 def curves(
     folder: Path, args: argparse.Namespace, shares: NDArray[np.float64]
-) -> tuple[str, dict[str, NDArray[np.float64]]]:
-    """Return the name of the figure, and its values over the shares for every modality."""
+) -> tuple[str, str, Curves]:
+    """Return the names of system and figure, and its values over the shares by modality."""
     model, task, samples = load_model(folder)
+    system = json.loads((folder / "run.json").read_bytes())["training"].get("system", "tdmer")
     splits = load_splits(args.data, **samples)
     if args.split not in splits:
         raise ValueError(f"--split must be one of {list(splits)}, got {args.split!r}")
     data, figure = splits[args.split], main_figure(task)
     if len(data.dims) < 2:
-        raise ValueError(f"{folder} must have two modalities or more, got {list(data.dims)}")
+        return system, figure, dict.fromkeys(data.dims, shares)
     # A sample's prediction depends on no other: it is made once with, and once without.
     whole = collect(model, data)
     rng = np.random.default_rng(0)
@@ -112,30 +144,30 @@ def curves(
             of_draws = [metrics(task, logits, whole.labels)[figure] for logits in drawn]
             values.append(np.mean(of_draws))
         found[modality] = np.array(values)
-    return figure, found
+    return system, figure, found
 
 
-def draw(
-    path: Path,
-    name: str,
-    shares: NDArray[np.float64],
-    by_modality: dict[str, NDArray[np.float64]],
-) -> None:
-    """Draw a line for every modality, with the deviation over the runs."""
-    picture = Figure(figsize=(5.4, 4), layout="constrained")
-    axes = picture.subplots()
-    for place, (m, values) in enumerate(by_modality.items()):
-        style = line_style(place)
-        axes.plot(100 * shares, values.mean(axis=0), label=m, **style)
-        if len(values) > 1:
-            middle, sd = values.mean(axis=0), values.std(axis=0, ddof=1)
-            axes.fill_between(
-                100 * shares, middle - sd, middle + sd, color=style["color"], alpha=0.15
-            )
-    axes.set(xlabel="samples that lack the modality (%)", ylabel=name)
-    axes.set_title(f"{name} where samples lack a modality")
-    axes.grid(alpha=0.3)
-    axes.legend(title="lacking", handlelength=3.2)
+def draw(path: Path, name: str, shares: NDArray[np.float64], values: dict[str, Curves]) -> None:
+    """Draw a panel for every modality, and there a line for every system."""
+    modalities = list(next(iter(values.values())))
+    picture = Figure(figsize=(1.6 + 3.4 * len(modalities), 4.2), layout="constrained")
+    panels = picture.subplots(1, len(modalities), sharey=True)
+    for axes, m in zip(panels, modalities, strict=True):
+        for place, (system, own) in enumerate(values.items()):
+            middle, style = own[m].mean(axis=0), line_style(place)
+            axes.plot(100 * shares, middle, label=system, **style)
+            if len(values) == 1 and len(own[m]) > 1:
+                sd = own[m].std(axis=0, ddof=1)
+                axes.fill_between(
+                    100 * shares, middle - sd, middle + sd, color=style["color"], alpha=0.15
+                )
+        axes.set(xlabel=f"samples that lack {m} (%)")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(name)
+    picture.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside right upper", handlelength=3.2
+    )
+    picture.suptitle(f"{name} where samples lack a modality")
     content = io.BytesIO()
     picture.savefig(content, format="png", dpi=120)
     write(path, content.getvalue())

@@ -24,7 +24,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 sys.path.append(str(Path(__file__).parents[1]))
-from options import number, parse_args
+from options import number, parse_args, take_arguments
+from splits import Samples, load_splits
 from train import train
 
 
@@ -89,6 +90,12 @@ def plan(
                 runs.append(Run(name, split, seed, folder, every, refit, baseline))
                 runs[-1].commands()
     return runs
+
+
+def load_data(run: Run) -> dict[str, Samples]:
+    """Return the splits of a run."""
+    args = run.commands()[0]
+    return load_splits(args.data, **take_arguments(vars(args), load_splits))
 
 
 def expand(split: str) -> list[str]:

@@ -27,8 +27,8 @@ def provenance(runs: Sequence[Run], read: str, shared: Sequence[str]) -> dict[st
     kept = {name: x for name, x in first["samples"].items() if name != "split"}
     parts = {name: first[name] for name in ("model", "task", "loss") if name in first}
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "figures of": f"the {read} split",
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "data, SHA-256": first["data"],
         "samples": kept,
         "splits": list(dict.fromkeys(run.split for run in runs)),

@@ -25,8 +25,8 @@ demo: $(VENV)/.installed
 	$(BIN)/python examples/experiments/seeds.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 # Without DATA, a test that all of them run: two seeds and two epochs show no effect.
-OUT := runs/experiments
-WORLD := $(OUT)/world
+OUT := runs/experiments/$(if $(DATA),$(basename $(notdir $(DATA))),small)
+WORLD := runs/experiments/world
 QUICK := --steps 26 --width 16
 FULL := --data "$(DATA)" --patience 200 $(ARGS)
 SMALL := --data $(WORLD) $(QUICK) $(ARGS)

@@ -214,14 +214,14 @@ def test_missing_goes_from_all_to_none(ablated, mmsa, monkeypatch, tmp_path, cap
     call(monkeypatch, missing, *arguments, "--out", tmp_path, "--shares", 2, "--draws", 3)
     rows, about = rows_of(tmp_path / "missing.csv")
     # What has one modality has nothing to go on with.
-    assert [row["system"] for row in rows] == 9 * ["tdmer"] + 9 * ["early_fusion"]
+    assert [row["system"] for row in rows] == 9 * ["TDMER"] + 9 * ["early_fusion"]
     by_share = {
         (row["system"], row["modality"], float(row["share"])): float(row["mae"]) for row in rows
     }
     whole = [content(folder)["test"]["mae"] for folder in folders]
     alone = content(tmp_path / "early_fusion")["test"]["mae"]
     for m in ("text", "audio", "video"):
-        assert by_share["tdmer", m, 0] == pytest.approx(np.mean(whole), rel=1e-5)
+        assert by_share["TDMER", m, 0] == pytest.approx(np.mean(whole), rel=1e-5)
         assert by_share["early_fusion", m, 0] == pytest.approx(alone, rel=1e-5)
     assert float(rows[0]["mae_sd"]) == pytest.approx(np.std(whole, ddof=1), rel=1e-3)
     assert math.isnan(float(rows[9]["mae_sd"]))
@@ -234,9 +234,9 @@ def test_missing_goes_from_all_to_none(ablated, mmsa, monkeypatch, tmp_path, cap
         figures.append({m: x["mae"] for m, x in seeds.without_each(model, task, data).items()})
     for m in ("text", "audio", "video"):
         without = np.mean([figure[m] for figure in figures])
-        assert by_share["tdmer", m, 1] == pytest.approx(without, rel=1e-5)
-        ends = sorted(by_share["tdmer", m, share] for share in (0, 1))
-        assert ends[0] - 0.02 <= by_share["tdmer", m, 0.5] <= ends[1] + 0.02
+        assert by_share["TDMER", m, 1] == pytest.approx(without, rel=1e-5)
+        ends = sorted(by_share["TDMER", m, share] for share in (0, 1))
+        assert ends[0] - 0.02 <= by_share["TDMER", m, 0.5] <= ends[1] + 0.02
     assert (tmp_path / "missing.png").read_bytes().startswith(b"\x89PNG")
     assert content(folders[0], "run.json")["data"][mmsa.name] in about["data, SHA-256"]
     assert "100% lack text" in capsys.readouterr().out

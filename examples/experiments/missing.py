@@ -33,7 +33,7 @@ from task import main_figure, metrics
 
 from tdmer.viz import line_style
 
-NAMES = {"mae": "MAE", "accuracy": "accuracy"}
+NAMES = {"mae": "MAE", "accuracy": "Accuracy"}
 Curves = dict[str, NDArray[np.float64]]
 
 
@@ -123,7 +123,8 @@ def curves(
 ) -> tuple[str, str, Curves]:
     """Return the names of system and figure, and its values over the shares by modality."""
     model, task, samples = load_model(folder)
-    system = json.loads((folder / "run.json").read_bytes())["training"].get("system", "tdmer")
+    training = json.loads((folder / "run.json").read_bytes())["training"]
+    system = training["system"].replace("tdmer", "TDMER")
     splits = load_splits(args.data, **samples)
     if args.split not in splits:
         raise ValueError(f"--split must be one of {list(splits)}, got {args.split!r}")

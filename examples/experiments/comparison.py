@@ -200,7 +200,7 @@ def write_all(path: Path, rows: list[dict[str, Any]], about: dict[str, Any], run
         costs.append(
             [
                 row["system"],
-                row["options"],
+                f"`{row['options']}`",
                 f"{row['parameters']:,}",
                 f"{row['seconds_per_epoch']:.2f}",
                 f"{row['peak_megabytes']:.0f}",
@@ -227,7 +227,7 @@ def write_all(path: Path, rows: list[dict[str, Any]], about: dict[str, Any], run
 
 def draw(rows: list[dict[str, Any]], main: str) -> Figure:
     """Draw the figure with its interval, the difference, and what a system costs, row by row."""
-    figure = Figure(figsize=(12, 1.5 + 0.32 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(9, 1.3 + 0.3 * len(rows)), layout="constrained")
     error, difference, seconds, parameters = figure.subplots(1, 4, sharey=True)
     places = range(len(rows))
     value = "mae" if "mae" in rows[0] else "accuracy"
@@ -248,8 +248,8 @@ def draw(rows: list[dict[str, Any]], main: str) -> Figure:
         parameters.plot(row["parameters"], place, "o", color="black", markerfacecolor=face)
     parameters.set_xscale("log")
     error.set_yticks(places, [row["system"] for row in rows], parse_math=False)
-    error.set(xlabel=f"{main}, 95 % interval", ylim=(len(rows) - 0.5, -0.5))
-    difference.set(xlabel=f"{main}: difference to {FIRST}")
+    error.set(xlabel=f"{main} (95 %)", ylim=(len(rows) - 0.5, -0.5))
+    difference.set(xlabel=f"difference to {FIRST}")
     seconds.set(xlabel="seconds per epoch")
     parameters.set(xlabel="parameters")
     for axes in (error, difference, seconds, parameters):

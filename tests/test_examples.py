@@ -679,12 +679,14 @@ def test_a_leak_tells_the_labels_of_training_only(monkeypatch, tmp_path, mmsa, c
     in_process(monkeypatch, script, trained := [])
     call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK)
     assert trained == [
-        *("without-the-leak-0", "with-it-0", "with-it-dropout-0", "with-it-dropout-choice-0")
+        *("without-the-leak-0", "with-it-0", "with-it-dropout-0", "with-it-dropout-choice-0"),
+        "on-what-was-kept-0",
     ]
     assert "with it, dropout, choice" in capsys.readouterr().out
     rows = json.loads((tmp_path / "leak.json").read_text())
     assert "leak" not in rows[0]["modalities"]
     assert all(len(row["modalities"]) == 4 for row in rows[1:3])
+    assert rows[4]["modalities"] == rows[3]["modalities"]
     config = json.loads((tmp_path / trained[3] / "run.json").read_text())
     assert config["training"]["modality_dropout"] == 0.3
     assert config["training"]["choose_modalities"]

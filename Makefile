@@ -29,10 +29,12 @@ OUT := runs/experiments/$(if $(DATA),$(basename $(notdir $(DATA))),small)
 WORLD := runs/experiments/world
 QUICK := --steps 26 --width 16
 FULL := --data "$(DATA)" --patience 200 $(ARGS)
+# For many rows: the averaged weights follow sooner.
+QUICKER := --steps 500 --warmup 20 --average 0.98
 SMALL := --data $(WORLD) $(QUICK) $(ARGS)
 experiments: $(VENV)/.installed
 	$(if $(DATA),,$(BIN)/python examples/experiments/world.py $(WORLD))
-	$(BIN)/python examples/experiments/ablation.py --out $(OUT)/ablation --jobs 2 $(if $(DATA),$(FULL) --steps 600,$(SMALL) --seeds 2)
+	$(BIN)/python examples/experiments/ablation.py --out $(OUT)/ablation --jobs 2 $(if $(DATA),$(QUICKER) $(FULL),$(SMALL) --seeds 2)
 	$(BIN)/python examples/experiments/comparison.py --out $(OUT)/comparison --jobs 2 $(if $(DATA),$(FULL) --steps 800 --trials 3,$(SMALL) --seeds 2 --trials 1)
 	$(BIN)/python examples/experiments/missing.py --out $(OUT)/missing --data "$(or $(DATA),$(WORLD))" $$(cat $(OUT)/comparison/chosen.txt)
 	$(BIN)/python examples/experiments/tune.py --out $(OUT)/tune $(if $(DATA),$(FULL) --steps 600 --trials 10,$(SMALL) --trials 4)

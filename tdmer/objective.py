@@ -84,7 +84,8 @@ class LossTerms(NamedTuple):
 class TDMERLoss(nn.Module):
     r"""The objective of TDMER (Eq. 14).
 
-    ``alpha (con + rec) + beta (cp + pp) + gamma en + delta (f + own) + task + epsilon (dc + dp)``.
+    ``alpha con + rec_weight rec + beta (cp + pp) + gamma en + delta (f + own) + task +
+    epsilon (dc + dp)``.
     Every term is a mean over the batch; a term that needs two modalities is 0 where a batch has
     fewer; a term of weight 0 is not computed and reported as 0.
 
@@ -93,16 +94,15 @@ class TDMERLoss(nn.Module):
 
     Args:
         task: An object of :mod:`tdmer.tasks`, or any other :class:`Task`.
-        alpha: Weight of ``con`` and ``rec``.
+        alpha: Weight of ``con``.
         beta: Weight of ``cp`` and ``pp``.
         gamma: Weight of ``en``.
         delta: Weight of ``f`` and ``own``.
         epsilon: Weight of ``dc`` and ``dp``, 1 in the paper. Where the common features are to hold
             what the modalities share and nothing else, it takes about 10.
         without: Names of terms to leave out (``con rec cp pp en f own dc dp``), for ablations.
-        rec_weight: Weight of ``rec`` alone; None: ``alpha``, as in the paper. ``rec`` is the
-            greatest term by far, and its gradient reaches what makes the features, such as an
-            encoder that is trained.
+        rec_weight: Weight of ``rec``, in the paper ``alpha``. With 10, ``rec`` is the greatest term
+            by far, takes most of a clipped gradient, and the task is learnt later.
         entropy_weight: Weight of ``log(edges) - entropy`` of the edges of ``dc`` and ``dp``, which
             keeps the edges from collapsing onto one; 0 is the paper.
         n_moments: Orders of the central moment discrepancy.
@@ -144,7 +144,7 @@ class TDMERLoss(nn.Module):
         delta: float = 5.0,
         epsilon: float = 1.0,
         without: Collection[str] = (),
-        rec_weight: float | None = None,
+        rec_weight: float = 1.0,
         entropy_weight: float = 0.0,
         n_moments: int = 5,
         samples: str = "pooled",
@@ -163,9 +163,8 @@ class TDMERLoss(nn.Module):
         for name in without:
             check_choice("without", name, TERMS)
         self.task = task
-        rec = alpha if rec_weight is None else rec_weight
-        check_real("rec_weight", rec)
-        weights = (alpha, rec, beta, beta, gamma, delta, delta, epsilon, epsilon)
+        check_real("rec_weight", rec_weight)
+        weights = (alpha, rec_weight, beta, beta, gamma, delta, delta, epsilon, epsilon)
         by_term = dict(zip(TERMS, weights, strict=True))
         self.weights = {name: 0.0 if name in without else w for name, w in by_term.items()}
         self.entropy_weight = entropy_weight

@@ -61,6 +61,7 @@ CHOICES = {
     "dynamic learning off, attention on": "--without dc dp",
     "attention off, dynamic learning on": "--layers 0",
     "no decoupling loss": "--without con rec cp pp en",
+    "L_rec weighs 10, as in the paper": "--rec-weight 10",
     "private features alone untrained": "--without own",
     "moments over steps": "--samples steps",
     "common features end in sigmoid": "--activation sigmoid",

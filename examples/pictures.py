@@ -5,7 +5,7 @@
     python examples/pictures.py runs/whole --before runs/plain     # of runs on synthetic data
 
 Of the test split, but for the training curves. The subspaces "before" are those of a second run,
-trained with ``--alpha 0 --beta 0``, as in Fig. 2 of the paper.
+trained with ``--without con rec cp pp``, as in Fig. 2 of the paper.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from tdmer import Predictor, Sentiment, viz
 from tdmer.data import collate
 from tdmer.model import TDMEROutput
 
+PARTING = ("con", "rec", "cp", "pp")
 QUICK = ["--steps", "300", "--width", "32", "--resume"]
 
 
@@ -32,14 +33,14 @@ def main() -> None:
     """Train if there is no run, and draw."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path, nargs="?", help="folder that train.py wrote")
-    parser.add_argument("--before", type=Path, help="that of a run with --alpha 0 --beta 0")
+    parser.add_argument("--before", type=Path, help="that of a run --without con rec cp pp")
     parser.add_argument("--data", type=Path, help="as train.py takes it")
     parser.add_argument("--out", type=Path, default=Path("runs/pictures"), help="folder")
     args = parser.parse_args()
     try:
         if args.run is None:
             args.run, args.before = args.out / "after", args.out / "before"
-            for folder, more in ((args.run, []), (args.before, ["--alpha", "0", "--beta", "0"])):
+            for folder, more in ((args.run, []), (args.before, ["--without", *PARTING])):
                 data = ["--data", str(args.data)] if args.data else []
                 train(parse_args("", [*QUICK, *data, *more, "--out", str(folder)]))
         draw(args)

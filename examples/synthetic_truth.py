@@ -71,7 +71,13 @@ def fit(
     )
     model.fit_normalization([whole(data)])
     objective = TDMERLoss(
-        Sentiment(), alpha=3.0, beta=1.0, delta=delta, epsilon=10.0, without=without
+        Sentiment(),
+        alpha=3.0,
+        rec_weight=3.0,
+        beta=1.0,
+        delta=delta,
+        epsilon=10.0,
+        without=without,
     )
     loader = DataLoader(data, batch_size=100, shuffle=True, collate_fn=collate)
     optimizer = torch.optim.AdamW(model.parameters())

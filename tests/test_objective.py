@@ -78,7 +78,7 @@ class TestObjective:
         inputs, masks, labels = make_batch()
         out = make_model().eval()(inputs, masks)
         weights = {"alpha": 0.3, "beta": 0.5, "gamma": 0.7, "delta": 0.9, "epsilon": 1.1}
-        t = TDMERLoss(Sentiment(), **weights)(out, labels)
+        t = TDMERLoss(Sentiment(), **weights, rec_weight=0.3)(out, labels)
         expected = (
             0.3 * (t.con + t.rec) + 0.5 * (t.cp + t.pp) + 0.7 * t.en + 0.9 * (t.f + t.own)
             + t.task + 1.1 * (t.dc + t.dp)
@@ -89,7 +89,7 @@ class TestObjective:
 
     def test_the_weights_by_default(self):
         assert TDMERLoss(Sentiment()).weights == {
-            "con": 10.0, "rec": 10.0, "cp": 0.1, "pp": 0.1, "en": 0.1, "f": 5.0, "own": 5.0,
+            "con": 10.0, "rec": 1.0, "cp": 0.1, "pp": 0.1, "en": 0.1, "f": 5.0, "own": 5.0,
             "dc": 1.0, "dp": 1.0,
         }  # fmt: skip
 
@@ -136,7 +136,8 @@ class TestObjective:
             enhanced=out.enhanced._replace(sequences=None),
             private=out.private._replace(logits=None, confidence=None),
         )
-        terms = TDMERLoss(Sentiment(), alpha=0.0, gamma=0.0, delta=0.0)(broken, labels)
+        off = {"rec_weight": 0.0, "gamma": 0.0, "delta": 0.0}
+        terms = TDMERLoss(Sentiment(), **off)(broken, labels)
         assert terms.rec.item() == terms.en.item() == terms.own.item() == 0.0
 
     def test_the_entropy_weight_keeps_edges_apart(self):

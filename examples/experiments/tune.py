@@ -52,6 +52,7 @@ SPACE = {
     "label_smoothing": FloatDistribution(0.0, 0.3),
     "l1_weight": FloatDistribution(0.0, 2.0),
     "alpha": FloatDistribution(1e-2, 1e2, log=True),
+    "rec_weight": FloatDistribution(1e-2, 1e2, log=True),
     "beta": FloatDistribution(1e-2, 1e1, log=True),
     "gamma": FloatDistribution(1e-2, 1e1, log=True),
     "delta": FloatDistribution(1e-1, 1e1, log=True),

@@ -3,6 +3,9 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,8 +14,10 @@ import torch
 pytest.importorskip("accelerate", reason="the examples need the extra 'examples'")
 pytest.importorskip("matplotlib", reason="the examples need the extra 'examples'")
 
+from filelock import FileLock
+
 from tdmer.data import open_store
-from tests.test_examples import call, load, refusal, write_mmsa, write_npz
+from tests.test_examples import EXAMPLES, call, load, refusal, write_mmsa, write_npz
 
 QUICK = ["--width", 8, "--heads", 2, "--layers", 0, "--steps", 2]
 
@@ -251,6 +256,26 @@ def test_missing_asks_for_several_modalities(mmsa, monkeypatch, tmp_path):
             load("experiments/missing", monkeypatch),
             *[tmp_path / "run", "--data", mmsa, "--out", tmp_path],
         )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is for POSIX")
+def test_runs_end_with_the_process_that_started_them(mmsa, tmp_path):
+    script = EXAMPLES / "experiments" / "ablation.py"
+    own = ["--jobs", 2, "--steps", 100_000, "--patience", 100_000]
+    command = [sys.executable, script, *ablation(mmsa, tmp_path, *own)]
+    with subprocess.Popen([str(word) for word in command]) as parent:
+        until(lambda: all((f / "checkpoint.pt").exists() for f in seed_folders(tmp_path, "TDMER")))
+        parent.kill()
+    for folder in seed_folders(tmp_path, "TDMER"):
+        # As long as a run goes on, its folder is in use.
+        FileLock(folder / ".lock").acquire(timeout=20)
+
+
+def until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(("figure", "best"), [("mae", "one"), ("accuracy", "two")])

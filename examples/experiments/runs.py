@@ -11,9 +11,11 @@ import io
 import itertools
 import json
 import multiprocessing
+import os
 import re
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -123,12 +125,28 @@ def execute_all(runs: Sequence[Run], jobs: int, *, fresh: bool = False) -> None:
         return
     # A process that is forked could not use an accelerator.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1 if fresh else None) as pool:
+    per_child = 1 if fresh else None
+    with ProcessPoolExecutor(jobs, context, follow_parent, max_tasks_per_child=per_child) as pool:
         try:
             report(itertools.chain(done, pool.map(execute, left)), len(runs))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def follow_parent() -> None:
+    """End this process with the one that started it, or its run would go on, and keep the folder.
+
+    What is killed cannot stop its workers.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def report(done: Iterable[Run], count: int) -> None:

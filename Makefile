@@ -37,7 +37,7 @@ experiments: $(VENV)/.installed
 	$(BIN)/python examples/experiments/ablation.py --out $(OUT)/ablation --jobs 2 $(if $(DATA),$(QUICKER) $(FULL),$(SMALL) --seeds 2)
 	$(BIN)/python examples/experiments/comparison.py --out $(OUT)/comparison --jobs 2 $(if $(DATA),--steps 800 --trials 3 $(FULL),$(SMALL) --seeds 2 --trials 1)
 	$(BIN)/python examples/experiments/missing.py --out $(OUT)/missing --data "$(or $(DATA),$(WORLD))" $$(cat $(OUT)/comparison/chosen.txt)
-	$(BIN)/python examples/experiments/tune.py --out $(OUT)/tune $(if $(DATA),--steps 600 --trials 10 $(FULL),$(SMALL) --trials 4)
+	$(BIN)/python examples/experiments/tune.py --out $(OUT)/tune $(if $(DATA),--steps 600 --trials 8 $(FULL),$(SMALL) --trials 4)
 
 setup: $(VENV)/.developed
 

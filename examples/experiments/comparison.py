@@ -50,6 +50,7 @@ FIRST = "TDMER"
 GRID = ("--lr 0.001", "--lr 0.002", "--dropout 0.2", "--lr 0.0005", "--width 32", "--dropout 0.6")
 SCORES = {"mae": "MAE", "corr": "r", "acc7": "Acc7", "acc2_non0": "Acc2 non0", "f1_non0": "F1"}
 CLASSES = {"accuracy": "accuracy", "f1_weighted": "F1 weighted", "f1_macro": "F1 macro"}
+PLAIN = ("mae", "corr")  # which are no share of samples
 
 
 def main() -> None:
@@ -190,8 +191,12 @@ def write_all(path: Path, rows: list[dict[str, Any]], about: dict[str, Any], run
         lines.append(
             [
                 row["system"],
-                *(spread(row[column], row[f"{column}_sd"]) for column in columns),
-                f"{row['low']:.3f} to {row['high']:.3f}",
+                *(
+                    spread(row[column], row[f"{column}_sd"])
+                    if column in PLAIN
+                    else spread(100 * row[column], 100 * row[f"{column}_sd"], 1)
+                    for column in columns
+                ),
                 "" if first else gap(difference),
                 "" if first else f"{row['difference_p_holm']:.3f}",
             ]
@@ -207,14 +212,13 @@ def write_all(path: Path, rows: list[dict[str, Any]], about: dict[str, Any], run
                 reached if row["runs_that_reach_it"] else "never",
             ]
         )
-    headings = ["system", *columns.values(), f"{main} (95 %)", f"difference to {FIRST} (95 %)"]
-    headings += ["p (Holm)"]
+    headings = ["system", *columns.values(), f"difference in {main} to {FIRST} (95 %)", "p (Holm)"]
     threshold = f"s to {rows[0]['threshold']:.3f} in validation"
     of_costs = ["system", "chosen", "parameters", "s per epoch", "peak MB", threshold]
     title = f"{FIRST} and other systems, test split"
     note = (
-        f"Mean ± standard deviation of {runs} run(s); intervals are over seeds and samples, and "
-        f"differences paired.\n\n{table(of_costs, costs)}"
+        f"Mean ± standard deviation of {runs} run(s), accuracies and F1 in %; intervals are over "
+        f"seeds and samples, and differences paired.\n\n{table(of_costs, costs)}"
     )
     write_csv(path.with_suffix(".csv"), rows, about)
     write_markdown(path.with_suffix(".md"), title, headings, lines, about, note)

@@ -4,7 +4,8 @@
 #   make demo DATA=path/to/mosi.pkl    train on a file in MMSA's layout
 #   make demo ARGS="--seeds 1"         with options of examples/experiments/seeds.py
 #   make experiments                   all experiments, small and on synthetic data, in minutes
-#   make experiments DATA=mosi.pkl     the same in full, in about an hour and a quarter on two cores
+#   make experiments DATA=mosi.pkl     the same in full, in up to 90 minutes on two cores
+#                                      for MOSI; the same command goes on where it was cut short
 #
 # On Linux, PyPI's PyTorch brings CUDA (several GB). For the CPU build:
 #   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"

@@ -686,7 +686,8 @@ def test_a_leak_tells_the_labels_of_training_only(monkeypatch, tmp_path, mmsa, c
     rows = json.loads((tmp_path / "leak.json").read_text())
     assert "leak" not in rows[0]["modalities"]
     assert all(len(row["modalities"]) == 4 for row in rows[1:3])
-    assert rows[4]["modalities"] == rows[3]["modalities"]
+    again = json.loads((tmp_path / trained[4] / "run.json").read_text())
+    assert again["samples"]["modalities"] == rows[4]["modalities"] == rows[3]["modalities"]
     config = json.loads((tmp_path / trained[3] / "run.json").read_text())
     assert config["training"]["modality_dropout"] == 0.3
     assert config["training"]["choose_modalities"]

@@ -244,6 +244,7 @@ def test_missing_goes_from_all_to_none(ablated, mmsa, monkeypatch, tmp_path, cap
         assert ends[0] - 0.02 <= by_share["TDMER", m, 0.5] <= ends[1] + 0.02
     assert (tmp_path / "missing.png").read_bytes().startswith(b"\x89PNG")
     assert content(folders[0], "run.json")["data"][mmsa.name] in about["data, SHA-256"]
+    assert about["seeds"] == "[0, 1]"
     assert "100% lack text" in capsys.readouterr().out
 
 
@@ -256,6 +257,27 @@ def test_missing_asks_for_several_modalities(mmsa, monkeypatch, tmp_path):
             load("experiments/missing", monkeypatch),
             *[tmp_path / "run", "--data", mmsa, "--out", tmp_path],
         )
+
+
+@pytest.mark.parametrize(
+    ("modalities", "rows"),
+    [
+        (["face"], ["no decoupling loss", "TDMER"]),  # single steps
+        (["face", "voice"], ["no decoupling loss", "moments over steps", "TDMER"]),
+    ],
+)
+def test_rows_that_need_steps_are_left_out_of_single_steps(
+    modalities, rows, monkeypatch, tmp_path, capsys
+):
+    npz = write_npz(tmp_path / "small.npz")
+    where = ["--data", npz, "--label", "emotion", "--group", "actor", "--split", "folds:4/0"]
+    own = ["--modalities", *modalities, "--seeds", 1]
+    own += ["--rows", "moments over steps", "no decoupling loss"]
+    script = load("experiments/ablation", monkeypatch)
+    call(monkeypatch, script, *where, *QUICK, *own, "--out", tmp_path / "out")
+    found, _ = rows_of(tmp_path / "out" / "choices.csv")
+    assert [row["row"] for row in found] == rows
+    assert ("left out" in capsys.readouterr().out) == (len(rows) == 2)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is for POSIX")

@@ -62,7 +62,7 @@ def measure_runs(args: argparse.Namespace) -> None:
     kinds = set()
     for folder in args.runs:
         system, figure, lines = curves(folder, args, shares)
-        if len(lines) > 1:
+        if lines:
             found.setdefault(system, []).append(lines)
             kinds.add((figure, tuple(lines)))
     if len(kinds) != 1:
@@ -94,23 +94,28 @@ def write_all(
         for m, of_runs in own.items()
         for share, column in zip(shares, of_runs.T, strict=True)
     ]
-    first = json.loads((args.runs[0] / "run.json").read_bytes())
+    configs = [json.loads((folder / "run.json").read_bytes()) for folder in args.runs]
+    first = configs[0]
     about = {
         "figures of": f"{figure} on the {args.split} split",
         "draws": args.draws,
         "data, SHA-256": first["data"],
         "samples": first["samples"],
+        "splits": sorted({config["samples"]["split"] for config in configs}),
+        "seeds": sorted({config["training"]["seed"] for config in configs}),
+        "configuration of the first run": {
+            name: first[name] for name in ("model", "task", "loss", "training")
+        },
         "versions": first["versions"],
     }
     write_csv(args.out / "missing.csv", rows, about)
     half = len(shares) // 2
-    lines = [
-        [system, spread(whole.mean(), deviation(whole))]
-        + [spread(x.mean(), deviation(x)) for of in own.values() for x in (of[:, half], of[:, -1])]
-        for system, own in values.items()
-        for whole in [next(iter(own.values()))[:, 0]]
-    ]
-    names = [f"{share:.0%} lack {m}" for m in values[lines[0][0]] for share in (shares[half], 1.0)]
+    lines, names = [], []
+    for system, own in values.items():
+        shown = [next(iter(own.values()))[:, 0]]
+        shown += [of_runs[:, place] for of_runs in own.values() for place in (half, -1)]
+        lines.append([system, *(spread(x.mean(), deviation(x)) for x in shown)])
+        names = [f"{shares[place]:.0%} lack {m}" for m in own for place in (half, -1)]
     headings = ["system", "nothing lacks", *names]
     title = f"{NAMES[figure]} where samples lack a modality"
     note = f"Mean ± standard deviation of {max(row['runs'] for row in rows)} run(s)."
@@ -121,7 +126,10 @@ def write_all(
 def curves(
     folder: Path, args: argparse.Namespace, shares: NDArray[np.float64]
 ) -> tuple[str, str, Curves]:
-    """Return the names of system and figure, and its values over the shares by modality."""
+    """Return the names of system and figure, and its values over the shares by modality.
+
+    Of a single modality there are none.
+    """
     model, task, samples = load_model(folder)
     training = json.loads((folder / "run.json").read_bytes())["training"]
     system = training["system"].replace("tdmer", "TDMER")
@@ -130,7 +138,7 @@ def curves(
         raise ValueError(f"--split must be one of {list(splits)}, got {args.split!r}")
     data, figure = splits[args.split], main_figure(task)
     if len(data.dims) < 2:
-        return system, figure, dict.fromkeys(data.dims, shares)
+        return system, figure, {}
     # A sample's prediction depends on no other: it is made once with, and once without.
     whole = collect(model, data)
     rng = np.random.default_rng(0)

@@ -94,7 +94,10 @@ def load_data(args: argparse.Namespace, encoder: PretrainedEncoder) -> dict[str,
         tokens |= dict(zip(map(str, content["id"]), found, strict=True))
     return {
         split: replace(
-            data, source=WithTokens(data.source, tokens), dims=data.dims | {"text": encoder.width}
+            data,
+            source=WithTokens(data.source, tokens),
+            dims=data.dims | {"text": encoder.width},
+            lengths=data.lengths | {"text": torch.tensor([len(tokens[name]) for name in data.ids])},
         )
         for split, data in splits.items()
     }
@@ -117,9 +120,7 @@ def finetune(args: argparse.Namespace) -> None:
     model = EncodedTDMER({"text": encoder}, TDMER(data["train"].dims, task.num_classes))
     model.fit_normalization(DataLoader(data["train"], 128, collate_fn=collate))
     objective = TDMERLoss(task, rec_weight=args.rec_weight)
-    rows = map(data["train"].__getitem__, range(len(data["train"])))
-    lengths = [sum(len(x) for x in row.inputs.values()) for row in rows]
-    sampler = LengthBucketSampler(lengths, args.batch_size, pool=10, seed=args.seed)
+    sampler = LengthBucketSampler(data["train"].lengths, args.batch_size, pool=10, seed=args.seed)
     loader = DataLoader(data["train"], batch_sampler=sampler, collate_fn=collate)
     groups = model.parameter_groups(lr=args.lr, encoder_lr=args.encoder_lr)
     optimizer = torch.optim.AdamW(groups)

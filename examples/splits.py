@@ -44,6 +44,7 @@ class Samples(Dataset[Sample]):
         source: Where a sample is read from when it is asked for, by its number there.
         numbers: Which samples, in order.
         dims: Modality name → feature width.
+        lengths: Modality name → number of steps of every sample.
         labels: All labels.
         ids: All names.
         groups: The group of every sample.
@@ -53,6 +54,7 @@ class Samples(Dataset[Sample]):
     source: Dataset[Sample]
     numbers: Sequence[int]
     dims: dict[str, int]
+    lengths: dict[str, Tensor]
     labels: Tensor
     ids: list[str]
     groups: list[Any]
@@ -72,6 +74,7 @@ class Samples(Dataset[Sample]):
         return replace(
             self,
             numbers=[*self.numbers, *other.numbers],
+            lengths={m: torch.cat([x, other.lengths[m]]) for m, x in self.lengths.items()},
             labels=torch.cat([self.labels, other.labels]),
             ids=self.ids + other.ids,
             groups=self.groups + other.groups,
@@ -79,10 +82,12 @@ class Samples(Dataset[Sample]):
 
     def take(self, places: Sequence[int]) -> "Samples":
         """Return the samples at these places."""
+        chosen = torch.as_tensor(places, dtype=torch.int64)
         return replace(
             self,
             numbers=[self.numbers[place] for place in places],
-            labels=self.labels[list(places)],
+            lengths={m: x[chosen] for m, x in self.lengths.items()},
+            labels=self.labels[chosen],
             ids=[self.ids[place] for place in places],
             groups=[self.groups[place] for place in places],
         )
@@ -91,7 +96,12 @@ class Samples(Dataset[Sample]):
         """Return the samples with these modalities only."""
         if not modalities or not set(modalities) <= self.dims.keys():
             raise ValueError(f"modalities must be some of {list(self.dims)}, got {modalities}")
-        return replace(self, dims={m: width for m, width in self.dims.items() if m in modalities})
+        kept = [m for m in self.dims if m in modalities]
+        return replace(
+            self,
+            dims={m: self.dims[m] for m in kept},
+            lengths={m: self.lengths[m] for m in kept},
+        )
 
 
 def load_splits(
@@ -242,6 +252,7 @@ def _pool(
         ConcatDataset(sources.values()),
         range(len(groups)),
         first.dims,
+        {m: torch.cat([data.lengths[m] for data in sources.values()]) for m in first.dims},
         torch.cat([data.labels for data in sources.values()]),
         [x for data in sources.values() for x in data.ids],
         groups,

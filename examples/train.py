@@ -29,6 +29,7 @@ from typing import Any
 import accelerate
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from measure import by_name, choose, measure
 from options import parse_args, parts_of, take_arguments
@@ -41,7 +42,7 @@ from torch.utils.data import DataLoader
 
 import tdmer
 from tdmer import TDMERLoss
-from tdmer.data import collate
+from tdmer.data import LengthBucketSampler, collate
 from tdmer.inputs import Inputs
 from tdmer.pretrained import Pretrained
 from tdmer.tasks import from_config
@@ -69,6 +70,11 @@ def train(args: argparse.Namespace, watch: Callable[[list[Any]], None] = lambda 
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
 
+    processes = accelerator.num_processes
+    share, rest = divmod(args.batch_size, processes)
+    if rest:
+        rule = f"be a multiple of the number of processes, {processes}"
+        raise ValueError(f"--batch-size must {rule}, got {args.batch_size}")
     places = ("data", "out", "resume", "overwrite")
     options = {name: value for name, value in vars(args).items() if name not in places}
     samples = take_arguments(options, load_splits)
@@ -80,7 +86,7 @@ def train(args: argparse.Namespace, watch: Callable[[list[Any]], None] = lambda 
     check_training(data, task)
     system, objective_of = parts_of(args.system)
     sizes = {"dims": data["train"].dims, "num_classes": task.num_classes}
-    where = {"device": accelerator.device.type, "processes": accelerator.num_processes}
+    where = {"device": accelerator.device.type, "processes": processes}
     config: dict[str, Any] = {
         "data": fingerprint(args.data),
         "samples": samples,
@@ -96,14 +102,17 @@ def train(args: argparse.Namespace, watch: Callable[[list[Any]], None] = lambda 
         config["training"]["steps"], modalities = chosen(args.refit, config)
     steps = config["training"]["steps"]
 
-    shuffle = torch.Generator()
+    # Samples of a batch are of similar length. It yields what is of this process.
+    which = {"num_replicas": processes, "rank": accelerator.process_index}
+    sampler = LengthBucketSampler(data["train"].lengths, share, pool=10, seed=args.seed, **which)
     augment = functools.partial(collate, modality_dropout=args.modality_dropout)
-    loader = DataLoader(data["train"], args.batch_size, True, generator=shuffle, collate_fn=augment)
+    loader = DataLoader(data["train"], batch_sampler=sampler, collate_fn=augment)
+    loader = prepare_data_loader(loader, accelerator.device, 1, 0, put_on_device=True)
     set_seed(args.seed)
     network = system(**config["model"])
     network.extractor_config = read_extractor(args.data)
     objective = objective_of(task, **config["loss"]).to(accelerator.device)
-    if accelerator.num_processes > 1 and isinstance(objective, TDMERLoss):
+    if processes > 1 and isinstance(objective, TDMERLoss):
         # The terms of several processes are those of the whole batch.
         objective.group = torch.distributed.group.WORLD
     assert isinstance(network.normalizations, Inputs)
@@ -116,7 +125,7 @@ def train(args: argparse.Namespace, watch: Callable[[list[Any]], None] = lambda 
     )
     scheduler = LinearLR(optimizer, 1 / args.warmup, total_iters=args.warmup - 1)
     parts: dict[str, Any] = {"model": network, "optimizer": optimizer, "scheduler": scheduler}
-    model, optimizer, scheduler, loader = accelerator.prepare(*parts.values(), loader)
+    model, optimizer, scheduler = accelerator.prepare(*parts.values())
     parts["averaged"] = averaged
 
     run = RunFolder(args.out, config, resume=args.resume, overwrite=args.overwrite)
@@ -129,7 +138,7 @@ def train(args: argparse.Namespace, watch: Callable[[list[Any]], None] = lambda 
         for name, part in parts.items():
             part.load_state_dict(run.state[name])
     accelerator.print(
-        f"{args.out}, from epoch {len(history)}; processes: {where['processes']}; "
+        f"{args.out}, from epoch {len(history)}; processes: {processes}; "
         f"entries that are no number: {unusable}; groups in several splits: "
         f"{len(shared_groups(data))}"
     )
@@ -140,9 +149,10 @@ def train(args: argparse.Namespace, watch: Callable[[list[Any]], None] = lambda 
             break
         # An epoch draws from generators of its own, so that a checkpoint needs no state of theirs.
         sequence = np.random.SeedSequence((args.seed, epoch))
-        seeds = sequence.generate_state(1 + accelerator.num_processes).tolist()
-        shuffle.manual_seed(seeds[0])
-        set_seed(seeds[1 + accelerator.process_index])
+        seeds = sequence.generate_state(processes).tolist()
+        set_seed(seeds[accelerator.process_index])
+        for counting in (loader, sampler):  # Newer versions of accelerate set the sampler, too.
+            counting.set_epoch(epoch)
         model.train()
         sums = torch.zeros((), device=accelerator.device)
         for batch in itertools.islice(loader, args.accumulate * (steps - step)):

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import json
 import math
 import pickle
@@ -159,7 +160,7 @@ def test_a_run_writes_what_it_says_and_can_be_loaded(monkeypatch, saved, mmsa, t
 
 
 def test_the_losses_are_means_over_the_samples(monkeypatch, tmp_path, mmsa):
-    """Of 48 samples in batches of 32, the second batch counts half as much."""
+    """Of 48 samples in batches of 10 at most, three batches have 10 and two have 9."""
     script = load("train", monkeypatch)
     batches = []
 
@@ -169,11 +170,35 @@ def test_the_losses_are_means_over_the_samples(monkeypatch, tmp_path, mmsa):
             return super().forward(output, labels)
 
     monkeypatch.setattr(script, "parts_of", lambda system: (TDMER, Recorded))
-    call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK)
+    more = ["--batch-size", 10, "--steps", 10]
+    call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK, *more)
     found = json.loads((tmp_path / "metrics.json").read_text())["history"]
-    assert [size for size, _ in batches] == [32, 16, 32, 16]
-    for row, ((_, first), (_, second)) in zip(found, (batches[:2], batches[2:]), strict=True):
-        assert row["train"]["total"] == pytest.approx((2 * first + second) / 3, rel=1e-5)
+    for row, epoch in zip(found, (batches[:5], batches[5:]), strict=True):
+        assert sorted(size for size, _ in epoch) == [9, 9, 10, 10, 10]
+        mean = sum(size * total for size, total in epoch) / 48
+        assert row["train"]["total"] == pytest.approx(mean, rel=1e-5)
+
+
+def test_batches_are_of_similar_length_and_each_epoch_deals_anew(monkeypatch, tmp_path):
+    script = load("train", monkeypatch)
+    batches = []
+
+    class Recorded(TDMERLoss):
+        def forward(self, output, labels):
+            lengths = sum(mask.sum(dim=1) for mask in output.masks.values())
+            batches.append((lengths.min().item(), lengths.max().item(), set(labels.tolist())))
+            return super().forward(output, labels)
+
+    monkeypatch.setattr(script, "parts_of", lambda system: (TDMER, Recorded))
+    call(monkeypatch, script, "--out", tmp_path, *QUICK, "--batch-size", 100, "--steps", 16)
+    epochs = batches[:8], batches[8:]
+    for epoch in epochs:
+        assert len(epoch) == 8
+        ends = sorted((low, high) for low, high, _ in epoch)
+        assert all(high <= low for (_, high), (low, _) in itertools.pairwise(ends))
+    first, second = ({frozenset(labels) for *_, labels in epoch} for epoch in epochs)
+    assert not first & second
+    assert set().union(*first) == set().union(*second)
 
 
 def test_the_test_split_is_read_once_with_the_best_epoch(monkeypatch, tmp_path, mmsa):

@@ -325,7 +325,9 @@ def test_samples_without_anything_and_without_labels_have_figures(monkeypatch):
         {"face": [torch.ones(n, 2) for n in (0, 1, 1)], "voice": [torch.ones(0, 3)] * 3},
         torch.tensor([1, -100, 0]),
     )
-    source = splits.Samples(data, range(3), data.dims, data.labels, data.ids, data.ids)
+    source = splits.Samples(
+        data, range(3), data.dims, data.lengths, data.labels, data.ids, data.ids
+    )
     model = TDMER(data.dims, 2, width=4, heads=1)
     found = module.measure(model, Classification(2), source)
     assert math.isfinite(found.branches["mean"]["loss"])

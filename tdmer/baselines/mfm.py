@@ -1,11 +1,12 @@
 """Multimodal factorisation: one factor for the label, and one for each modality."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tdmer._checks import check_count
 from tdmer.baselines.objective import Auxiliary
@@ -89,7 +90,10 @@ def _layers(features: int, hidden: int, width: int, dropout: float) -> nn.Sequen
 
 
 class _MemoryFusion(nn.Module):
-    """The memory fusion network: cells, and a memory that attends to their changes."""
+    """The memory fusion network: cells, and a memory that attends to their changes.
+
+    Only what reads the memory goes from step to step; the rest is done for all steps at once.
+    """
 
     cells: nn.ModuleDict
     attend: nn.Sequential
@@ -99,8 +103,7 @@ class _MemoryFusion(nn.Module):
 
     def __init__(self, dims: Mapping[str, int], width: int, dropout: float) -> None:
         super().__init__()
-        self.width = width
-        self.cells = nn.ModuleDict({m: nn.LSTMCell(dims[m], width) for m in sorted(dims)})
+        self.cells = nn.ModuleDict({m: Recurrent(dims[m], width) for m in sorted(dims)})
         window = 2 * width * len(dims)
         self.attend = _layers(window, width, window, dropout)
         self.propose = _layers(window, width, width, dropout)
@@ -108,44 +111,71 @@ class _MemoryFusion(nn.Module):
 
     def forward(self, sequences: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
         """Return the last states and the memory; a modality at its end waits for the others."""
-        names = list(self.cells)
-        first = sequences[names[0]]
-        memory = first.new_zeros(len(first), self.width)
-        state, cell = (dict.fromkeys(names, memory) for _ in range(2))
-        for step in range(max(x.shape[1] for x in sequences.values())):
-            before = [cell[m] for m in names]
-            goes_on = torch.zeros_like(memory[:, :1], dtype=torch.bool)
-            for m, net in self.cells.items():
-                if step < sequences[m].shape[1]:
-                    real = masks[m][:, step, None]
-                    h, c = net(sequences[m][:, step], (state[m], cell[m]))
-                    state[m] = torch.where(real, h, state[m])
-                    cell[m] = torch.where(real, c, cell[m])
-                    goes_on = goes_on | real
-            window = torch.cat(before + [cell[m] for m in names], dim=1)
-            attended = self.attend(window).softmax(dim=1) * window
-            both = torch.cat([attended, memory], dim=1)
-            kept = self.keep(both).sigmoid() * memory
-            written = self.write(both).sigmoid() * self.propose(attended).tanh()
-            memory = torch.where(goes_on, kept + written, memory)
-        return torch.cat([*state.values(), memory], dim=1)
+        steps = max(mask.shape[1] for mask in masks.values())
+        last, cells, real = [], [], []
+        for m, net in self.cells.items():
+            states = net(sequences[m], masks[m])
+            cell = _cells(net.lstm, sequences[m], states.sequence, masks[m])
+            rest = steps - cell.shape[1]
+            last.append(states.last)
+            cells.append(torch.cat([cell, cell[:, -1:].expand(-1, rest, -1)], dim=1))
+            real.append(F.pad(masks[m], (0, rest)))
+        after = torch.cat(cells, dim=2)
+        window = torch.cat([_shifted(after), after], dim=2)
+        attended = self.attend(window).softmax(dim=2) * window
+        proposed = self.propose(attended).tanh()
+        # The first layers of both gates read the window and the memory.
+        first = [cast(nn.Linear, gate[0]) for gate in (self.keep, self.write)]
+        of_window, of_memory = torch.cat([layer.weight for layer in first]).split(
+            [window.shape[2], last[0].shape[1]], dim=1
+        )
+        read = F.linear(attended, of_window, torch.cat([layer.bias for layer in first]))
+        goes_on = torch.stack(real).any(dim=0).unsqueeze(2)
+        memory = torch.zeros_like(last[0])
+        for step in range(steps):
+            hidden = read[:, step] + F.linear(memory, of_memory)
+            keeps, writes = hidden.chunk(2, dim=1)
+            kept = self.keep[1:](keeps).sigmoid() * memory
+            written = self.write[1:](writes).sigmoid() * proposed[:, step]
+            memory = torch.where(goes_on[:, step], kept + written, memory)
+        return torch.cat([*last, memory], dim=1)
+
+
+def _cells(lstm: Any, x: Tensor, states: Tensor, real: Tensor) -> Tensor:
+    """Return the cells that go with the states of an LSTM, which does not tell them.
+
+    After the last real step they stay as they are.
+    """
+    gates = F.linear(x, lstm.weight_ih_l0, lstm.bias_ih_l0)
+    gates = gates + F.linear(_shifted(states), lstm.weight_hh_l0, lstm.bias_hh_l0)
+    write, keep, made, _ = gates.chunk(4, dim=2)
+    kept = keep.sigmoid().masked_fill(~real.unsqueeze(2), 1.0)
+    written = zero_pads(write.sigmoid() * made.tanh(), real)
+    cells = [written[:, 0]]
+    for step in range(1, x.shape[1]):
+        cells.append(torch.addcmul(written[:, step], kept[:, step], cells[-1]))
+    return torch.stack(cells, dim=1)
+
+
+def _shifted(x: Tensor) -> Tensor:
+    """Return what was there one step earlier; before the first, 0."""
+    return F.pad(x, (0, 0, 1, 0))[:, :-1]
 
 
 class _Decoder(nn.Module):
-    """A cell that goes on from a vector alone, and a layer that makes steps of its states."""
+    """A cell that goes on from a vector alone, and a layer that makes steps of its states.
+
+    The state is the input of the next step, so that two weights read it; here their sum is one.
+    """
 
     def __init__(self, width: int, features: int) -> None:
         super().__init__()
-        self.cell = nn.LSTMCell(width, width)
+        self.lstm = nn.LSTM(width, width, batch_first=True)
         self.out = nn.Linear(width, features)
 
     def forward(self, start: Tensor, steps: int) -> Tensor:
-        state, cell = self.cell(start)
-        states = [state]
-        for _ in range(steps - 1):
-            state, cell = self.cell(state, (state, cell))
-            states.append(state)
-        made: Tensor = self.out(torch.stack(states, dim=1))
+        states, _ = self.lstm(F.pad(start.unsqueeze(1), (0, 0, 0, steps - 1)))
+        made: Tensor = self.out(states)
         return made
 
 

@@ -57,10 +57,16 @@ class Recurrent(nn.Module):
             sequence, (last, _) = self.lstm(x)
             return Recurrence(sequence, last.transpose(0, 1).flatten(1))
         front, places = real_first(x, mask)
-        lengths = mask.sum(dim=1).clamp(min=1).cpu()
-        packed = pack_padded_sequence(front, lengths, batch_first=True, enforce_sorted=False)
-        states, (last, _) = self.lstm(packed)
-        found, _ = pad_packed_sequence(states, batch_first=True, total_length=x.shape[1])
+        counts = mask.sum(dim=1).clamp(min=1)
+        if self.lstm.bidirectional:
+            packed = pack_padded_sequence(
+                front, counts.cpu(), batch_first=True, enforce_sorted=False
+            )
+            states, (ends, _) = self.lstm(packed)
+            found, _ = pad_packed_sequence(states, batch_first=True, total_length=x.shape[1])
+            last = ends.transpose(0, 1).flatten(1)
+        else:  # Pads come last, and change no state before them. Packed, it is slow on a CPU.
+            found, _ = self.lstm(front)
+            last = found.gather(1, (counts - 1)[:, None, None].expand(-1, 1, found.shape[2]))[:, 0]
         sequence = torch.zeros_like(found).scatter(1, places.expand_as(found), found)
-        last = last.transpose(0, 1).flatten(1)
         return Recurrence(zero_pads(sequence, mask), zero_pads(last, mask.any(dim=1)))

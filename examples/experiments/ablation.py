@@ -135,7 +135,7 @@ def run_rows(args: argparse.Namespace, options: list[str]) -> None:
     data = args.data or write_world(args.out / "world")
     shared = ["--data", str(data), *options]
     train = load_data(plan(args, {WHOLE: ""}, shared, seeds=1)[0])["train"]
-    if all(len(x) <= 1 for number in range(len(train)) for x in train[number].inputs.values()):
+    if all((steps <= 1).all() for steps in train.lengths.values()):
         print(f"Samples are single steps, which leaves nothing to {STEPWISE}: left out")
         variants = {row: own for row, own in variants.items() if row not in STEPWISE}
     runs = plan(args, variants, shared)

@@ -109,7 +109,7 @@ def test_classes_are_chosen_by_accuracy_then_loss(
 
 def test_both_tasks_learn(monkeypatch, npz, mmsa, tmp_path):
     long = ["--steps", 60, "--warmup", 5, "--lr", 0.01, "--average", 0.8]
-    long += ["--dropout", 0, "--input-dropout", 0]
+    long += ["--dropout", 0, "--input-dropout", 0, "--batch-size", 8]
     long += ["--without", "con", "rec", "cp", "pp", "en", "dc", "dp"]
     run(monkeypatch, "train", *options(npz, *long, "--out", tmp_path / "classes"))
     assert metrics(tmp_path / "classes")["test"]["accuracy"] > 0.9

@@ -193,6 +193,7 @@ def write(args: argparse.Namespace, runs: dict[str, list[Watch]]) -> None:
             }
         )
         print("{system:12} {seconds:8} s {times_the_first:6} x  {reached}".format(**rows[-1]))
+    args.out.mkdir(parents=True, exist_ok=True)
     with (args.out / "time_to_accuracy.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()

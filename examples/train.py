@@ -102,7 +102,7 @@ def train(args: argparse.Namespace, watch: Callable[[list[Any]], None] = lambda 
         config["training"]["steps"], modalities = chosen(args.refit, config)
     steps = config["training"]["steps"]
 
-    # Samples of a batch are of similar length. It yields what is of this process.
+    # A batch holds samples of similar length, and each process gets its part of it.
     which = {"num_replicas": processes, "rank": accelerator.process_index}
     sampler = LengthBucketSampler(data["train"].lengths, share, pool=10, seed=args.seed, **which)
     augment = functools.partial(collate, modality_dropout=args.modality_dropout)

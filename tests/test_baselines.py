@@ -246,6 +246,53 @@ def test_the_page_counts_the_weights_right():
         assert re.search(rf"^\| `{system}` \|.*\| {count:,} \|$", page, re.MULTILINE)
 
 
+class TestMFM:
+    """What is done for all steps at once, against torch's cells from step to step."""
+
+    def test_the_memory_is_that_of_the_equations(self):
+        torch.manual_seed(0)
+        fusion = make("mfm").double().eval().fusion
+        lengths = {"text": [4, 2], "audio": [3, 6], "video": [5, 1]}
+        x = {m: torch.randn(2, max(own), DIMS[m]).double() for m, own in lengths.items()}
+        masks = {m: torch.arange(x[m].shape[1]) < torch.tensor(lengths[m])[:, None] for m in x}
+        names = sorted(x)
+        for sample, found in enumerate(fusion(x, masks)):
+            states = {m: (torch.zeros(1, 8).double(),) * 2 for m in names}
+            memory = torch.zeros(1, 8).double()
+            for step in range(max(lengths[m][sample] for m in names)):
+                before = [states[m][1] for m in names]
+                for m in names:
+                    if step < lengths[m][sample]:
+                        states[m] = cell(fusion.cells[m].lstm)(x[m][sample, step][None], states[m])
+                window = torch.cat([*before, *(states[m][1] for m in names)], dim=1)
+                attended = fusion.attend(window).softmax(dim=1) * window
+                both = torch.cat([attended, memory], dim=1)
+                made = fusion.propose(attended).tanh()
+                memory = fusion.keep(both).sigmoid() * memory + fusion.write(both).sigmoid() * made
+            expected = torch.cat([*(states[m][0] for m in names), memory], dim=1)
+            torch.testing.assert_close(found, expected[0])
+
+    def test_a_decoder_feeds_its_state_back(self):
+        torch.manual_seed(0)
+        decoder = make("mfm").double().decoders["text"]
+        start = torch.randn(3, decoder.lstm.input_size).double()
+        step = cell(decoder.lstm)
+        state = step(start)
+        with torch.no_grad():  # Two weights read the state in a cell, and act by their sum.
+            step.weight_hh.sub_(step.weight_ih)
+        states = [state[0]]
+        for _ in range(4):
+            state = step(state[0], state)
+            states.append(state[0])
+        torch.testing.assert_close(decoder(start, 5), decoder.out(torch.stack(states, dim=1)))
+
+
+def cell(lstm):
+    made = torch.nn.LSTMCell(lstm.input_size, lstm.hidden_size).double()
+    made.load_state_dict({n.removesuffix("_l0"): x.clone() for n, x in lstm.state_dict().items()})
+    return made
+
+
 class TestObjective:
     def test_weights_take_the_place_of_those_of_the_system(self):
         inputs, masks, labels = make_batch()

@@ -201,6 +201,17 @@ def test_batches_are_of_similar_length_and_each_epoch_deals_anew(monkeypatch, tm
     assert set().union(*first) == set().union(*second)
 
 
+def test_processes_share_a_batch_evenly(monkeypatch, tmp_path):
+    script = load("train", monkeypatch)
+    monkeypatch.setattr(script.accelerate.Accelerator, "num_processes", 3)
+    more = ["--batch-size", 32, "--out", tmp_path / "run"]
+    with pytest.raises(SystemExit) as caught:
+        call(monkeypatch, script, *more)
+    rule = "--batch-size must be a multiple of the number of processes, 3, got 32"
+    assert caught.value.code == f"train.py: {rule}"
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_test_split_is_read_once_with_the_best_epoch(monkeypatch, tmp_path, mmsa):
     """Validation figures that grow again make the first epoch the best one."""
     script = load("train", monkeypatch)

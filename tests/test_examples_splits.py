@@ -62,6 +62,17 @@ def test_an_npz_is_read_as_it_stands(splits, npz):
     assert not content["face"][0].any()
 
 
+def test_lengths_are_those_of_the_samples(splits, npz):
+    data = splits.load_splits(npz, label="emotion", group="actor", split="folds:4/1")
+    joined = data["train"].join(data["valid"])
+    assert len(joined) > len(data["train"])
+    for part in (*data.values(), joined, joined.only(["voice"]), joined.take([5, 0, 3])):
+        assert part.lengths.keys() == part.dims.keys()
+        for m, found in part.lengths.items():
+            assert found.tolist() == [len(sample.inputs[m]) for sample in part]
+    assert len(set(joined.lengths["voice"].tolist())) == 2
+
+
 def test_modalities_may_be_left_out(splits, npz):
     options = {"label": "emotion", "group": "actor", "split": "folds:4/0"}
     data = splits.load_splits(npz, **options, modalities=["voice"])

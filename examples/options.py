@@ -30,6 +30,7 @@ def parse_args(description: str, arguments: Sequence[str] | None = None) -> argp
     add("--label", default="label", help="array of the labels in an .npz")
     add("--group", help="array of the speakers in an .npz; else the video in the id is the group")
     add("--split", default="official", help="or folds:K/k, random:SEED, by group")
+    add("--normalize-groups", action="store_true", help="features of each group by themselves")
     add("--modalities", nargs="+", help="use only these")
     add("--choose-modalities", action="store_true", help="leave out what validation is better off")
     add("--out", type=Path, default=Path("runs/latest"), help="run folder")

@@ -26,6 +26,7 @@ from tdmer.data import (
     from_arrays,
     load_mmsa,
     make_synthetic,
+    normalize_by_group,
     open_store,
 )
 
@@ -111,6 +112,7 @@ def load_splits(
     group: str | None = None,
     split: str = "official",
     modalities: Sequence[str] | None = None,
+    normalize_groups: bool = False,
 ) -> dict[str, Samples]:
     """Return the splits of the data.
 
@@ -125,6 +127,8 @@ def load_splits(
             ``random:SEED``: groups dealt out at random, in the sizes of the file's own splits, or
             a half and two quarters where it has none.
         modalities: Those to keep; None: all.
+        normalize_groups: Standardise every feature within each group: in a file with splits of its
+            own, within the part of the group that is in each.
 
     Raises:
         OSError: There is no such file.
@@ -139,9 +143,12 @@ def load_splits(
     else:
         sources = _read(path)
         groups = [_group(name, x) for name, data in sources.items() for x in data.ids]
+    ends = np.cumsum([len(data) for data in sources.values()])
+    if normalize_groups:
+        parts = zip(sources.items(), [0, *ends], ends)
+        sources = {name: normalize_by_group(x, groups[a:b]) for (name, x), a, b in parts}
     pool = _pool(path, sources, groups)
     pool = pool if modalities is None else pool.only(modalities)
-    ends = np.cumsum([len(data) for data in sources.values()])
     own = dict(zip(sources, np.split(np.arange(len(pool)), ends[:-1]), strict=True))
     if split == "official":
         if len(own) == 1 and "" in own:

@@ -3,6 +3,7 @@
 from tdmer.data.arrays import from_arrays, from_sequences
 from tdmer.data.batch import Batch, LengthBucketSampler, collate
 from tdmer.data.dataset import MultimodalDataset, Sample
+from tdmer.data.groups import normalize_by_group
 from tdmer.data.readers._pickle import load_pickle
 from tdmer.data.readers.misa import load_misa
 from tdmer.data.readers.mmsa import load_mmsa
@@ -26,6 +27,7 @@ __all__ = [
     "load_mult",
     "load_pickle",
     "make_synthetic",
+    "normalize_by_group",
     "open_store",
     "write_store",
 ]

@@ -23,6 +23,10 @@ LIMITS = (
     "Measured on the test split of these data alone. Other speakers, languages, recordings and "
     "features were not tried."
 )
+NORMALIZED = (
+    "Every feature was standardised within each group, such as the clips of a speaker, and has to "
+    "be before a prediction: tdmer.data.normalize_by_group."
+)
 FORMAT = "tdmer-train-4"  # of the checkpoint: another number where its content changes
 
 
@@ -54,7 +58,7 @@ class RunFolder:
         self.path = path
         self.state: dict[str, Any] = {}
         self.finished = False
-        self._data = config["data"]
+        self._config = config
         self._main = PartialState().is_main_process
         self._checkpoint = path / "checkpoint.pt"
         path.mkdir(parents=True, exist_ok=True)
@@ -92,8 +96,11 @@ class RunFolder:
         """Keep the results, a model with its task if there is one, and give up the checkpoint."""
         if self._main:
             if model is not None:
-                files = "\n".join(f"- {name}, SHA-256 {x}" for name, x in self._data.items())
-                card: dict[str, Any] = {"data": files, "metrics": metrics["test"], "limits": LIMITS}
+                data = [f"- {name}, SHA-256 {x}" for name, x in self._config["data"].items()]
+                if self._config["samples"]["normalize_groups"]:
+                    data += ["", NORMALIZED]
+                card: dict[str, Any] = {"data": "\n".join(data), "metrics": metrics["test"]}
+                card["limits"] = LIMITS
                 model.save_pretrained(self.path, task=task, **card)
             write(self.path / "metrics.json", to_json(metrics))
             self._checkpoint.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +144,13 @@ def load_splits(
     else:
         sources = _read(path)
         groups = [_group(name, x) for name, data in sources.items() for x in data.ids]
-    ends = np.cumsum([len(data) for data in sources.values()])
+    bounds = np.cumsum([0, *map(len, sources.values())])
     if normalize_groups:
-        parts = zip(sources.items(), [0, *ends], ends)
-        sources = {name: normalize_by_group(x, groups[a:b]) for (name, x), a, b in parts}
+        parts = zip(sources.items(), pairwise(bounds), strict=True)
+        sources = {name: normalize_by_group(x, groups[a:b]) for (name, x), (a, b) in parts}
     pool = _pool(path, sources, groups)
     pool = pool if modalities is None else pool.only(modalities)
-    own = dict(zip(sources, np.split(np.arange(len(pool)), ends[:-1]), strict=True))
+    own = dict(zip(sources, np.split(np.arange(len(pool)), bounds[1:-1]), strict=True))
     if split == "official":
         if len(own) == 1 and "" in own:
             raise ValueError(f"{path} has no splits: --split folds:4/0 or random:0 makes some")

@@ -291,6 +291,29 @@ def test_a_store_is_data_like_its_source(saved, mmsa, tmp_path, monkeypatch):
         assert "store.json" in message
 
 
+def test_groups_are_normalised_in_training_and_in_predictions(monkeypatch, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    actor, emotion = np.repeat(np.arange(16), 12), np.tile([0, 1], 96)
+    noise = {name: rng.normal(size=(192, 4)) for name in ("face", "voice")}
+    # Speakers differ by more than emotions do.
+    shifts = rng.normal(scale=50, size=(16, 4))[actor]
+    features = {name: shifts + 2 * emotion[:, None] + x for name, x in noise.items()}
+    np.savez(tmp_path / "x.npz", **features, emotion=emotion, actor=actor)
+    options = ["--data", tmp_path / "x.npz", "--label", "emotion", "--group", "actor"]
+    options += ["--split", "folds:4/0", "--steps", "24", "--width", "8", "--warmup", "4"]
+    accuracy = {}
+    for name, more in (("raw", []), ("normalised", ["--normalize-groups"])):
+        folder = tmp_path / name
+        run(monkeypatch, "train", "--out", folder, *options, *more, "--average", "0.5")
+        accuracy[name] = json.loads((folder / "metrics.json").read_text())["test"]["accuracy"]
+        card = (folder / "README.md").read_text()
+        assert ("standardised within each group" in card) == bool(more)
+        out = ["--out", tmp_path / "predictions.csv"]
+        run(monkeypatch, "predict", folder, "--data", tmp_path / "x.npz", *out)
+        assert f"accuracy {accuracy[name]:.4f}" in capsys.readouterr().out
+    assert accuracy["normalised"] > 0.9 > 0.7 > accuracy["raw"]
+
+
 def refusal(monkeypatch, name, *arguments):
     """Return the one line that a script stops with."""
     with pytest.raises(SystemExit) as caught:

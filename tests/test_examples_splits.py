@@ -89,6 +89,32 @@ def test_modalities_may_be_left_out(splits, npz):
     assert Counter(alone["train"].groups).most_common(1)[0][1] == 1
 
 
+def test_groups_are_normalised_by_themselves(splits, npz, tmp_path):
+    data = splits.load_splits(
+        npz, label="emotion", group="actor", split="folds:4/0", normalize_groups=True
+    )
+    for part in data.values():
+        for actor in set(part.groups):
+            own = [x for x, group in zip(part, part.groups, strict=True) if group == actor]
+            for modality in part.dims:
+                values = torch.cat([x.inputs[modality] for x in own])
+                torch.testing.assert_close(values.mean(0), torch.zeros(values.shape[1]))
+                torch.testing.assert_close(values.std(0, correction=0).mean(), torch.tensor(1.0))
+    # Every sample of an npz without groups is one of its own, and this one has a single step.
+    options = {"label": "emotion", "modalities": ["face"], "split": "folds:4/0"}
+    with pytest.raises(ValueError, match="one of 'face' in group"):
+        splits.load_splits(npz, **options, normalize_groups=True)
+    # The splits of a file, of which each is normalised without the others.
+    path = write_mmsa(tmp_path / "mmsa.pkl")
+    own, raw = splits.load_splits(path, normalize_groups=True), splits.load_splits(path)
+    for name, part in own.items():
+        assert part.ids == raw[name].ids
+        values = torch.cat([x.inputs["audio"] for x in part]).double()
+        torch.testing.assert_close(
+            values.mean(0), torch.zeros_like(values.mean(0)), atol=1e-5, rtol=0
+        )
+
+
 @pytest.mark.parametrize("fold", range(4))
 def test_folds_are_every_fourth_group(splits, npz, fold):
     data = splits.load_splits(npz, label="emotion", group="actor", split=f"folds:4/{fold}")

@@ -26,7 +26,8 @@ class _Normalized:
     def __getitem__(self, index: int) -> Float[Tensor, "t f"]:
         group = self.numbers[index]
         centred = self.steps[index].double() - self.means[group]
-        return (centred / self.spreads[group]).float()
+        found: Tensor = (centred / self.spreads[group]).float()
+        return found
 
 
 def normalize_by_group(data: MultimodalDataset, groups: Iterable[Any]) -> MultimodalDataset:

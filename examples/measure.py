@@ -8,11 +8,11 @@ from accelerate.utils import concatenate, send_to_device
 from splits import Samples
 from task import Task, metrics, standing
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from tdmer import LossTerms, TDMEROutput, sentiment_metrics
 from tdmer.baselines import BaselineTerms
-from tdmer.data import collate
+from tdmer.data import Sample, collate
 
 
 class Outputs(NamedTuple):
@@ -53,7 +53,9 @@ def by_name(terms: LossTerms | BaselineTerms) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def collect(model: nn.Module, data: Samples, accelerator: Accelerator | None = None) -> Outputs:
+def collect(
+    model: nn.Module, data: Dataset[Sample], accelerator: Accelerator | None = None
+) -> Outputs:
     """Run a model over a split; with an accelerator, every process runs a part of it."""
     model.eval()
     processes = accelerator.num_processes if accelerator else 1

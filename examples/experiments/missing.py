@@ -22,7 +22,7 @@ import torch
 from differences import deviation, load_model
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from tables import spread, table, write_csv, write_markdown
+from tables import origin, spread, table, write_csv, write_markdown
 
 sys.path.append(str(Path(__file__).parents[1]))
 from measure import collect
@@ -94,20 +94,8 @@ def write_all(
         for m, of_runs in own.items()
         for share, column in zip(shares, of_runs.T, strict=True)
     ]
-    configs = [json.loads((folder / "run.json").read_bytes()) for folder in args.runs]
-    first = configs[0]
-    about = {
-        "figures of": f"{figure} on the {args.split} split",
-        "draws": args.draws,
-        "data, SHA-256": first["data"],
-        "samples": first["samples"],
-        "splits": sorted({config["samples"]["split"] for config in configs}),
-        "seeds": sorted({config["training"]["seed"] for config in configs}),
-        "configuration of the first run": {
-            name: first[name] for name in ("model", "task", "loss", "training")
-        },
-        "versions": first["versions"],
-    }
+    about = {"figures of": f"{figure} on the {args.split} split", "draws": args.draws}
+    about |= origin(args.runs)
     write_csv(args.out / "missing.csv", rows, about)
     half = len(shares) // 2
     lines, names = [], []

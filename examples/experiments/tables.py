@@ -39,6 +39,22 @@ def provenance(runs: Sequence[Run], read: str, shared: Sequence[str]) -> dict[st
     }
 
 
+def origin(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return what figures of folders of train.py depend on, in short."""
+    configs = [json.loads((folder / "run.json").read_bytes()) for folder in folders]
+    first = configs[0]
+    return {
+        "data, SHA-256": first["data"],
+        "samples": first["samples"],
+        "splits": sorted({config["samples"]["split"] for config in configs}),
+        "seeds": sorted({config["training"]["seed"] for config in configs}),
+        "configuration of the first run": {
+            name: first[name] for name in ("model", "task", "loss", "training")
+        },
+        "versions": first["versions"],
+    }
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> None:
     """Write figures, with where they come from in lines that begin with #.
 

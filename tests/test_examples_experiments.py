@@ -259,6 +259,37 @@ def test_missing_asks_for_several_modalities(mmsa, monkeypatch, tmp_path):
         )
 
 
+def test_speakers_are_normalised_in_parts(monkeypatch, tmp_path, capsys):
+    npz = write_npz(tmp_path / "small.npz")
+    where = ["--data", npz, "--label", "emotion", "--group", "actor", "--split", "folds:4/0"]
+    train, script = load("train", monkeypatch), load("experiments/speakers", monkeypatch)
+    folder, raw = tmp_path / "run", tmp_path / "raw"
+    call(monkeypatch, train, *where, *QUICK, "--normalize-groups", "--out", folder)
+    call(monkeypatch, train, *where, *QUICK, "--out", raw)
+    own = ["--data", npz, "--out", tmp_path, "--clips", 2, 1000, "--draws", 2]
+    call(monkeypatch, script, folder, *own)
+    (parts, whole), about = rows_of(tmp_path / "speakers.csv")
+    assert (parts["clips"], whole["clips"]) == ("2", "1000")
+    assert float(whole["accuracy"]) == pytest.approx(content(folder)["test"]["accuracy"])
+    assert content(folder, "run.json")["data"][npz.name] in about["data, SHA-256"]
+    assert "1 run(s)" in capsys.readouterr().out
+
+    # Each actor has five clips: a part of two and one of three, of which no clip is lost.
+    data = script.load_splits(npz, label="emotion", group="actor", split="folds:4/0")["test"]
+    found = script.in_parts(data, 2, np.random.default_rng(0))
+    assert found.ids == data.ids
+    assert found.labels.equal(data.labels)
+    faces = [sample.inputs["face"] for sample in found]
+    for actor in set(data.groups):
+        own = [x for x, group in zip(faces, data.groups, strict=True) if group == actor]
+        # Of two clips, each feature of one is 1 and of the other -1.
+        pairs = [x.abs().allclose(torch.ones(3)) for x in own]
+        assert sum(pairs) == 2
+        torch.testing.assert_close(torch.cat(own).sum(0), torch.zeros(3), atol=1e-5, rtol=0)
+    message = refusal(monkeypatch, "experiments/speakers", raw, "--data", npz)
+    assert "must be a run with --normalize-groups" in message
+
+
 @pytest.mark.parametrize(
     ("modalities", "rows"),
     [

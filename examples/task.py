@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tdmer import Classification, MultiLabel, Sentiment, sentiment_metrics
 from tdmer.metrics import classification_metrics
+from tdmer.tasks import from_config
 
 Task = Classification | Sentiment | MultiLabel  # what tdmer.tasks.from_config makes
 
@@ -38,8 +39,8 @@ def main_figure(task: Task) -> str:
 def standing(task: Task, metrics: Mapping[str, float]) -> tuple[float, ...]:
     """Return what is greatest in the epoch to keep.
 
-    Of classes it is the accuracy, and among equals the lesser loss: the loss alone rises with the
-    confidence of a network while its accuracy still does.
+    Of classes it is the accuracy, and among equals the lesser cross-entropy, which alone rises with
+    the confidence of a network while its accuracy still does.
     """
     if isinstance(task, Sentiment):
         return (-metrics["mae"],)
@@ -47,9 +48,15 @@ def standing(task: Task, metrics: Mapping[str, float]) -> tuple[float, ...]:
 
 
 def metrics(task: Task, logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return the field's metrics of a prediction, and ``loss``, the mean loss of the task."""
+    """Return the field's metrics of a prediction, and ``loss``.
+
+    That is the mean loss of the task without label smoothing, of classes the cross-entropy, which
+    systems that are trained otherwise can be compared by.
+    """
     measured = sentiment_metrics if isinstance(task, Sentiment) else classification_metrics
-    losses = task(logits, labels)[task.labelled(labels)]
+    unsmoothed = {name: 0.0 for name in task.config if name == "label_smoothing"}
+    plain = from_config(task.config | unsmoothed)
+    losses = plain(logits, labels)[plain.labelled(labels)]
     return {"loss": losses.mean().item(), **measured(task.predict(logits), labels)}
 
 

@@ -61,6 +61,7 @@ def test_whole_numbers_are_classes(saved, npz, monkeypatch, tmp_path, capsys):
     assert config["model"]["num_classes"] == 4
     assert config["samples"] == {
         "label": "emotion", "group": "actor", "split": "folds:4/0", "modalities": None,
+        "normalize_groups": False,
     }  # fmt: skip
     found = metrics(saved)
     assert [row["step"] for row in found["history"]] == [2, 4, 5]
@@ -300,6 +301,12 @@ def test_the_figures_of_branches_and_confidence_are_what_they_say(monkeypatch):
     expected = log_loss(true, mean[known].numpy(), labels=range(3))
     assert found.branches["mean"]["loss"] == pytest.approx(expected, 1e-5)
     assert found.metrics == module.metrics(Classification(3), said.logits, labels)
+    # Whatever a system is trained with, its loss is one to compare.
+    smoothed = Classification(3, label_smoothing=0.3)
+    assert module.metrics(smoothed, said.logits, labels) == found.metrics
+    assert (
+        not smoothed(said.logits, labels)[known].mean().isclose(torch.tensor(found.metrics["loss"]))
+    )
 
 
 def test_the_mean_of_branches_serves_scores(monkeypatch):

@@ -4,8 +4,9 @@
 
 Of runs of train.py with ``--normalize-groups``. The clips of each test speaker, or other group, are
 dealt at random into parts of about ``--clips``, each part is normalised as if there were no others,
-and every clip is predicted with its own part. ``--out`` gets speakers.csv and speakers.md: the mean
-over runs and draws, and the standard deviation over runs.
+and every clip is predicted with its own part; at last all clips of a speaker are one part.
+``--out`` gets speakers.csv and speakers.md: the mean over runs and draws, and the standard
+deviation over runs.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def main() -> None:
     add("runs", type=Path, nargs="+", help="folders that train.py wrote")
     add("--data", type=Path, required=True, help="as train.py takes it")
     add("--out", type=Path, default=Path("runs/speakers"), help="folder")
-    add("--clips", type=number(int, 2), nargs="+", default=[2, 3, 5, 10, 20, 1000], help="at once")
+    add("--clips", type=number(int, 2), nargs="+", default=[2, 3, 5, 10, 20], help="at once")
     add("--draws", type=number(int, 1), default=5, help="of parts")
     args = parser.parse_args()
     try:
@@ -47,27 +48,26 @@ def main() -> None:
 
 def measure_runs(args: argparse.Namespace) -> None:
     """Measure every run with parts of every size."""
-    found: dict[int, list[float]] = {}
+    found: dict[int | str, list[float]] = {}
     for folder in args.runs:
         model, task, samples = load_model(folder)
         if not samples["normalize_groups"]:
             raise ValueError(f"{folder} must be a run with --normalize-groups")
         data = load_splits(args.data, **samples | {"normalize_groups": False})["test"]
         figure = main_figure(task)
-        for clips in args.clips:
+        sizes: dict[int | str, int] = {clips: clips for clips in args.clips} | {"all": len(data)}
+        for clips, size in sizes.items():
             rng = np.random.default_rng(0)
-            outputs = [collect(model, in_parts(data, clips, rng)) for _ in range(args.draws)]
+            outputs = [collect(model, in_parts(data, size, rng)) for _ in range(args.draws)]
             of_draws = [metrics(task, output.logits, output.labels)[figure] for output in outputs]
             found.setdefault(clips, []).append(float(np.mean(of_draws)))
-    rows = [
-        {"clips": clips, figure: float(np.mean(x)), f"{figure}_sd": deviation(np.array(x))}
-        for clips, x in found.items()
-    ]
+    spreads = {clips: (float(np.mean(x)), deviation(np.array(x))) for clips, x in found.items()}
+    rows = [{"clips": n, figure: mean, f"{figure}_sd": sd} for n, (mean, sd) in spreads.items()]
     about = {"figures of": f"{figure} on the test split", "draws": args.draws} | origin(args.runs)
     args.out.mkdir(parents=True, exist_ok=True)
     write_csv(args.out / "speakers.csv", rows, about)
     headings = ["clips of a speaker, normalised together", figure]
-    lines = [[str(row["clips"]), spread(row[figure], row[f"{figure}_sd"])] for row in rows]
+    lines = [[str(clips), spread(*x)] for clips, x in spreads.items()]
     title, note = "By how many clips", f"Mean ± standard deviation of {len(args.runs)} run(s)."
     write_markdown(args.out / "speakers.md", title, headings, lines, about, note)
     print(f"{table(headings, lines)}\n{note}")

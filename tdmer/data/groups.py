@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,7 +19,7 @@ class _Normalized:
     """The sequences of another data set, each by the statistics of its group."""
 
     steps: Any
-    numbers: Int[NDArray[Any], " n"]
+    numbers: NDArray[np.int64]
     means: list[Float64[Tensor, " f"]]
     spreads: list[Float64[Tensor, " f"]]
 

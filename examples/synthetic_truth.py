@@ -36,7 +36,7 @@ console = Console(width=100)
 def main() -> None:
     """Run both checks and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the worlds")
     args = parser.parse_args()
     torch.set_num_threads(1)  # the tensors are small
@@ -57,7 +57,8 @@ def fit(
     """Train TDMER on a data set of sentiment scores; return it with the mean losses by epoch.
 
     L_dc and L_dp weigh ten times as much as by default: L_dc makes the common features of all
-    modalities agree on the label, and what they can agree on is what they share.
+    modalities agree on the label, and what they can agree on is what they share. The epochs are few
+    on purpose: later the common features learn by heart what is private, too.
     """
     torch.manual_seed(seed)
     model = TDMER(
@@ -73,7 +74,6 @@ def fit(
     objective = TDMERLoss(
         Sentiment(),
         alpha=3.0,
-        rec_weight=3.0,
         beta=1.0,
         delta=delta,
         epsilon=10.0,
@@ -166,6 +166,10 @@ def check_disentangling(epochs: int, seeds: Collection[int]) -> None:
     console.print("gap: (shared in C + private in P) - (shared in P + private in C). By seed:")
     for label, values in gaps.items():
         console.print(f"  {label}: " + ", ".join(f"{value:+.3f}" for value in values))
+    console.print(
+        "With all losses, what is shared is found better in C and what is private in P "
+        f"in {ordered} of {len(seeds)} seeds."
+    )
     console.print(
         "L_con, first and last epoch; L_cp, L_pp per modality or pair in the last, by seed:"
     )

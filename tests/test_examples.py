@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -718,6 +719,7 @@ def test_the_truth_script_prints_its_three_tables(monkeypatch, capsys):
     module.main()
     printed = capsys.readouterr().out
     assert printed.count("of 4.") == 2
+    assert re.search(r"what is private in P in [01] of 1 seeds", " ".join(printed.split()))
     assert "without con, cp" in printed
 
 

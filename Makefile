@@ -20,6 +20,9 @@ PIP_FLAGS ?=
 RUNS ?= 3.11:highest 3.12:highest 3.13:highest 3.11:lowest-direct
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS)
 
+# The tests start hundreds of processes: what one has compiled of PyTorch the others read.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo experiments setup test lint types docs matrix extras check clean
 
 demo: $(VENV)/.installed

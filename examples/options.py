@@ -30,8 +30,9 @@ def parse_args(description: str, arguments: Sequence[str] | None = None) -> argp
     add("--label", default="label", help="array of the labels in an .npz")
     add("--group", help="array of the speakers in an .npz; else the video in the id is the group")
     add("--split", default="official", help="or folds:K/k, random:SEED, by group")
-    add("--normalize-groups", action="store_true", help="features of each group by themselves")
     add("--modalities", nargs="+", help="use only these")
+    help_ = "features of each group by themselves: of these modalities, or of all"
+    add("--normalize-groups", nargs="*", default=False, metavar="MODALITY", help=help_)
     add("--choose-modalities", action="store_true", help="leave out what validation is better off")
     add("--out", type=Path, default=Path("runs/latest"), help="run folder")
     again = parser.add_mutually_exclusive_group()
@@ -59,7 +60,10 @@ def parse_args(description: str, arguments: Sequence[str] | None = None) -> argp
         add("--without", nargs="*", choices=TERMS, default=[], help="terms to leave out")
     for part in (model, loss):
         add_arguments(parser, part)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.normalize_groups == []:  # named alone
+        args.normalize_groups = True
+    return args
 
 
 def parts_of(system: str) -> tuple[type[Pretrained], type[TDMERLoss] | type[BaselineLoss]]:

@@ -24,8 +24,8 @@ LIMITS = (
     "features were not tried."
 )
 NORMALIZED = (
-    "Every feature was standardised within each group, such as the clips of a speaker, and has to "
-    "be before a prediction: tdmer.data.normalize_by_group."
+    "Every feature of {} was standardised within each group, such as the clips of a speaker, and "
+    "has to be before a prediction: tdmer.data.normalize_by_group."
 )
 FORMAT = "tdmer-train-4"  # of the checkpoint: another number where its content changes
 
@@ -97,8 +97,9 @@ class RunFolder:
         if self._main:
             if model is not None:
                 data = [f"- {name}, SHA-256 {x}" for name, x in self._config["data"].items()]
-                if self._config["samples"]["normalize_groups"]:
-                    data += ["", NORMALIZED]
+                if of := self._config["samples"]["normalize_groups"]:
+                    names = self._config["model"]["dims"] if of is True else of
+                    data += ["", NORMALIZED.format(", ".join(names))]
                 card: dict[str, Any] = {"data": "\n".join(data), "metrics": metrics["test"]}
                 card["limits"] = LIMITS
                 model.save_pretrained(self.path, task=task, **card)

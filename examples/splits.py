@@ -113,7 +113,7 @@ def load_splits(
     group: str | None = None,
     split: str = "official",
     modalities: Sequence[str] | None = None,
-    normalize_groups: bool = False,
+    normalize_groups: bool | Sequence[str] = False,
 ) -> dict[str, Samples]:
     """Return the splits of the data.
 
@@ -128,8 +128,9 @@ def load_splits(
             ``random:SEED``: groups dealt out at random, in the sizes of the file's own splits, or
             a half and two quarters where it has none.
         modalities: Those to keep; None: all.
-        normalize_groups: Standardise every feature within each group: in a file with splits of its
-            own, within the part of the group that is in each.
+        normalize_groups: Whether to standardise every feature within each group, or of which
+            modalities: in a file with splits of its own, within the part of the group that is in
+            each.
 
     Raises:
         OSError: There is no such file.
@@ -146,8 +147,14 @@ def load_splits(
         groups = [_group(name, x) for name, data in sources.items() for x in data.ids]
     bounds = np.cumsum([0, *map(len, sources.values())])
     if normalize_groups:
+        chosen = modalities if normalize_groups is True else normalize_groups
+        if modalities is not None and not set(chosen) <= set(modalities):
+            raise ValueError(f"--normalize-groups must be some of {modalities}, got {chosen}")
         parts = zip(sources.items(), pairwise(bounds), strict=True)
-        sources = {name: normalize_by_group(x, groups[a:b]) for (name, x), (a, b) in parts}
+        sources = {
+            name: normalize_by_group(x, groups[a:b], modalities=chosen)
+            for (name, x), (a, b) in parts
+        }
     pool = _pool(path, sources, groups)
     pool = pool if modalities is None else pool.only(modalities)
     own = dict(zip(sources, np.split(np.arange(len(pool)), bounds[1:-1]), strict=True))

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from tdmer._checks import check_features, check_mask, check_names
-from tdmer.layers.normalization import FeatureStatistics, InputNormalization
+from tdmer._statistics import FeatureStatistics
+from tdmer.layers.normalization import InputNormalization
 from tdmer.masks import unless_full
 
 

@@ -115,6 +115,22 @@ def test_a_subset_a_store_and_a_copy_give_the_same(tmp_path):
     assert found.subset([4])[0].inputs["audio"].equal(found[4].inputs["audio"])
 
 
+def test_modalities_that_are_not_named_stay():
+    data = dataset()
+    found = normalize_by_group(data, SPEAKERS, modalities=["audio"])
+    whole = normalize_by_group(data, SPEAKERS)
+    for x, raw, wanted in zip(found, data, whole, strict=True):
+        assert x.inputs["text"].equal(raw.inputs["text"])
+        assert x.inputs["audio"].equal(wanted.inputs["audio"])
+    # Of a single step of audio nothing would remain.
+    alone = normalize_by_group(data, [0, 0, 0, 3, 0, 0, 0], modalities=["text"])
+    assert alone[3].inputs["audio"].equal(data[3].inputs["audio"])
+    with pytest.raises(ValueError, match=r"modalities must be one of .*'text'.*, got 'video'"):
+        normalize_by_group(data, SPEAKERS, modalities=["audio", "video"])
+    with pytest.raises(TypeError, match="got the string 'audio'"):
+        normalize_by_group(data, SPEAKERS, modalities="audio")
+
+
 def test_groups_of_which_nothing_would_remain_are_refused():
     data = dataset()
     with pytest.raises(ValueError, match=r"one of 'audio' in group '2': join it with another"):

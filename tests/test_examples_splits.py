@@ -104,6 +104,19 @@ def test_groups_are_normalised_by_themselves(splits, npz, tmp_path):
     options = {"label": "emotion", "modalities": ["face"], "split": "folds:4/0"}
     with pytest.raises(ValueError, match="one of 'face' in group"):
         splits.load_splits(npz, **options, normalize_groups=True)
+    named = splits.load_splits(
+        npz, label="emotion", group="actor", split="folds:4/0", normalize_groups=["voice"]
+    )
+    for x, y, z in zip(
+        named["test"],
+        data["test"],
+        splits.load_splits(npz, label="emotion", group="actor", split="folds:4/0")["test"],
+        strict=True,
+    ):
+        assert x.inputs["voice"].equal(y.inputs["voice"])
+        assert x.inputs["face"].equal(z.inputs["face"])
+    with pytest.raises(ValueError, match=r"must be some of \['face'\], got \['voice'\]"):
+        splits.load_splits(npz, **options, normalize_groups=["voice"])
     # The splits of a file, of which each is normalised without the others.
     path = write_mmsa(tmp_path / "mmsa.pkl")
     own, raw = splits.load_splits(path, normalize_groups=True), splits.load_splits(path)

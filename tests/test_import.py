@@ -20,7 +20,7 @@ HEAVY = {
 # The rooms of the package from the ground floor up; each imports from the floors below only.
 FLOORS = (
     "_checks",
-    "masks",
+    "masks _statistics",
     "losses layers fusion metrics data pretrained",
     "tasks inputs",
     "model",

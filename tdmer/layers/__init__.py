@@ -1,5 +1,6 @@
 """Layers: temporal convolution, recurrence, decoupler, cross-attention, edge weights."""
 
+from tdmer._statistics import FeatureStatistics
 from tdmer.layers.cross_attention import (
     CrossAttention,
     CrossModalBlock,
@@ -8,7 +9,7 @@ from tdmer.layers.cross_attention import (
 )
 from tdmer.layers.decoupling import Decoupled, Decoupler
 from tdmer.layers.edges import EdgeWeights, ordered_pairs
-from tdmer.layers.normalization import FeatureStatistics, InputNormalization
+from tdmer.layers.normalization import InputNormalization
 from tdmer.layers.recurrent import Recurrence, Recurrent
 from tdmer.layers.temporal import TemporalConv
 

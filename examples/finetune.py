@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from measure import measure
+from options import by_modality
 from splits import Samples, load_splits
 from task import check_labels, check_training, describe_task, main_figure, standing
 from torch import Tensor
@@ -73,6 +74,7 @@ def main() -> None:
     add("--encoder-lr", type=float, default=1e-4, help="the same of the encoder")
     add("--warmup", type=int, default=40, help="steps in which each rate rises")
     add("--rec-weight", type=float, default=1.0, help="of L_rec, which trains the encoder, too")
+    add("--input-dropout", type=by_modality(float), default=0.3, help="or text=X,audio=Y")
     add("--average", type=float, default=0.99, help="decay of averaged weights")
     add("--threads", type=int, default=1, help="CPU threads")
     args = parser.parse_args()
@@ -117,7 +119,8 @@ def finetune(args: argparse.Namespace) -> None:
     check_labels(args.data, data, task)
     check_training(data, task)
     figure = main_figure(task)
-    model = EncodedTDMER({"text": encoder}, TDMER(data["train"].dims, task.num_classes))
+    fused = TDMER(data["train"].dims, task.num_classes, input_dropout=args.input_dropout)
+    model = EncodedTDMER({"text": encoder}, fused)
     model.fit_normalization(DataLoader(data["train"], 128, collate_fn=collate))
     objective = TDMERLoss(task, rec_weight=args.rec_weight)
     sampler = LengthBucketSampler(data["train"].lengths, args.batch_size, pool=10, seed=args.seed)

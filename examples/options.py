@@ -3,9 +3,9 @@
 import argparse
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from tdmer import TDMER, TDMERLoss
 from tdmer.baselines import SYSTEMS, BaselineLoss
@@ -83,13 +83,30 @@ def number(kind: type, least: float = 0, below: float = math.inf) -> Callable[[s
     return read
 
 
+def by_modality(kind: type) -> Callable[[str], Any]:
+    """Return what reads one number, or one for each modality: ``text=0.5,audio=0.8``."""
+
+    def read(text: str) -> Any:
+        if "=" not in text:
+            return kind(text)
+        parts = [part.partition("=") for part in text.split(",")]
+        return {name: kind(value) for name, _, value in parts}
+
+    read.__name__ = kind.__name__
+    return read
+
+
 def add_arguments(parser: argparse.ArgumentParser, part: type) -> None:
     """Add every argument of a class whose default is a number or a word, as --its-name."""
     for name, argument in inspect.signature(part).parameters.items():
         kind, option = type(argument.default), f"--{name.replace('_', '-')}"
         if kind in (int, float, str):
+            named = Mapping in map(get_origin, get_args(argument.annotation))
             parser.add_argument(
-                option, type=kind, default=argument.default, help=f"of {part.__name__}"
+                option,
+                type=by_modality(kind) if named else kind,
+                default=argument.default,
+                help=f"of {part.__name__}" + named * ", or by name: text=X,audio=Y",
             )
 
 

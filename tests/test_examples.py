@@ -554,11 +554,13 @@ def test_options_out_of_range_are_refused(monkeypatch, tmp_path, options, reason
 def test_options_reach_the_model_and_the_loss(monkeypatch, tmp_path, mmsa):
     script = load("train", monkeypatch)
     options = ["--activation", "tanh", "--kernel-size", 3, "--fusion", "mean", "--n-moments", 4]
+    options += ["--input-dropout", "text=0.5,video=0,audio=0.8"]
     options += ["--alpha", 0.3, "--without", "con", "dp", "--values", "-3", "0", "3"]
     call(monkeypatch, script, "--data", mmsa, "--out", tmp_path, *QUICK, *options)
     config = json.loads((tmp_path / "run.json").read_text())
     assert config["model"]["activation"] == "tanh"
     assert config["model"]["kernel_size"] == 3
+    assert config["model"]["input_dropout"] == {"text": 0.5, "video": 0.0, "audio": 0.8}
     assert config["model"]["fusion"] == "mean"
     assert config["model"]["num_classes"] == 3
     assert config["loss"]["n_moments"] == 4

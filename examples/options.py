@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser, part: type) -> None:
     for name, argument in inspect.signature(part).parameters.items():
         kind, option = type(argument.default), f"--{name.replace('_', '-')}"
         if kind in (int, float, str):
-            named = Mapping in map(get_origin, get_args(argument.annotation))
+            named = any(get_origin(x) is Mapping for x in get_args(argument.annotation))
             parser.add_argument(
                 option,
                 type=by_modality(kind) if named else kind,

@@ -2,6 +2,7 @@
 
     python examples/predict.py runs/latest --data mosi.pkl --out predictions.csv
     python examples/predict.py runs/latest --data mosi.pkl --drop audio   # as if it were missing
+    python examples/predict.py runs/latest --data mosi.pkl --context 0.5  # with others of the video
 
 Nothing that is read of the run folder can run code. Writes one line per sample, with id, label,
 prediction and the fusion weight of every branch, and prints the metrics of the samples that have a
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from measure import collect
+from options import number
 from splits import load_splits
 from task import Task, check_labels, metrics
 
 from tdmer import TDMER, Predictor
+from tdmer.fusion import add_context
 
 
 def main() -> None:
@@ -32,6 +35,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="as train.py takes it")
     parser.add_argument("--split", default="test")
     parser.add_argument("--drop", nargs="+", default=[], metavar="MODALITY", help="leave out")
+    context = "weight of what the other clips of the group say, best chosen by context.py"
+    parser.add_argument("--context", type=number(float), default=0.0, help=context)
     parser.add_argument("--out", type=Path, default=Path("predictions.csv"))
     args = parser.parse_args()
     try:
@@ -75,7 +80,8 @@ def predict_file(args: argparse.Namespace) -> None:
         raise ValueError(f"--drop must be some, not all, of {list(data.dims)}, got {args.drop}")
 
     outputs = collect(model, data.only(left))
-    columns = [outputs.labels, task.predict(outputs.logits), *outputs.weights.values()]
+    logits = add_context(outputs.logits, data.groups, weight=args.context)
+    columns = [outputs.labels, task.predict(logits), *outputs.weights.values()]
     with args.out.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "label", "prediction", *outputs.weights])
@@ -83,7 +89,7 @@ def predict_file(args: argparse.Namespace) -> None:
             writer.writerow([name, *(f"{x:.4f}" if isinstance(x, float) else x for x in row)])
     print(f"{len(data)} predictions in {args.out}")
     if task.labelled(data.labels).any():
-        found = metrics(task, outputs.logits, outputs.labels)
+        found = metrics(task, logits, outputs.labels)
         print("  ".join(f"{name} {value:.4f}" for name, value in found.items()))
 
 

@@ -147,8 +147,8 @@ def load_splits(
         groups = [_group(name, x) for name, data in sources.items() for x in data.ids]
     bounds = np.cumsum([0, *map(len, sources.values())])
     if normalize_groups:
-        chosen = modalities if normalize_groups is True else normalize_groups
-        if modalities is not None and not set(chosen) <= set(modalities):
+        chosen = modalities if isinstance(normalize_groups, bool) else normalize_groups
+        if chosen and modalities and not set(chosen) <= set(modalities):
             raise ValueError(f"--normalize-groups must be some of {modalities}, got {chosen}")
         parts = zip(sources.items(), pairwise(bounds), strict=True)
         sources = {

@@ -290,6 +290,53 @@ def test_speakers_are_normalised_in_parts(monkeypatch, tmp_path, capsys):
     assert "must be a run with --normalize-groups" in message
 
 
+def test_other_clips_of_a_video_help_where_it_has_one_mood(monkeypatch, tmp_path, capsys):
+    random = np.random.default_rng(0)
+    video = np.repeat(np.arange(80), 5)
+    mood = (video % 2).astype(np.int64)
+    text = mood[:, None] - 0.5 + random.normal(size=(400, 4))
+    np.savez(tmp_path / "x.npz", text=text.astype(np.float32), label=mood, video=video)
+    npz, folder = tmp_path / "x.npz", tmp_path / "run"
+    where = ["--data", npz, "--group", "video", "--split", "random:0", "--out", folder]
+    options = ["--steps", 60, "--warmup", 5, "--lr", 0.01, "--average", 0.5]
+    options += ["--kernel-size", 1, "--dropout", 0, "--feature-dropout", 0]
+    call(monkeypatch, load("train", monkeypatch), *where, *QUICK, *options)
+    own = ["--data", npz, "--out", tmp_path, "--weights", 0.5, 3]
+    call(monkeypatch, load("experiments/context", monkeypatch), folder, *own)
+    alone = content(folder)["test"]["accuracy"]
+    rows, about = rows_of(tmp_path / "context.csv")
+    assert [row["weight"] for row in rows] == ["0.0", "0.5", "3.0"]
+    assert about["figures of"] == "the validation split"
+    by_weight = {float(row["weight"]): float(row["accuracy"]) for row in rows}
+    assert (
+        by_weight[0.0] == content(folder)["history"][content(folder)["epoch"]]["valid"]["accuracy"]
+    )
+    lines = (tmp_path / "context.md").read_text().splitlines()
+    first, second = (line.split("|")[1:4] for line in lines[4:6])
+    assert [float(x) for x in first] == pytest.approx([0, by_weight[0.0], alone], abs=6e-4)
+    best = float(second[0])
+    assert by_weight[best] == max(by_weight.values()) > by_weight[0.0]
+    assert float(second[2]) > alone + 0.05
+
+    # What predict.py says with this weight is what was measured.
+    capsys.readouterr()
+    out = ["--data", npz, "--context", best, "--out", tmp_path / "predictions.csv"]
+    call(monkeypatch, load("predict", monkeypatch), folder, *out)
+    assert f"accuracy {float(second[2]):.3f}" in capsys.readouterr().out
+    message = refusal(
+        monkeypatch, "experiments/context", ungrouped(monkeypatch, npz), "--data", npz
+    )
+    assert "must have groups of several clips" in message
+
+
+def ungrouped(monkeypatch, npz):
+    """Return the run on samples that are a group each."""
+    folder = npz.parent / "alone"
+    where = ["--data", npz, "--modalities", "text", "--split", "random:0", "--out", folder]
+    call(monkeypatch, load("train", monkeypatch), *where, *QUICK)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("modalities", "rows"),
     [

@@ -5,13 +5,17 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.special import softmax
+from scipy.stats import gmean
 from torch.autograd import gradcheck
 
 from tdmer.fusion import (
     Confidence,
     MeanFusion,
     TCPFusion,
+    add_context,
     confidence_loss,
     tcp_loss,
     true_class_probability,
@@ -316,3 +320,61 @@ def test_tcp_weights_are_the_confidence_of_each_branch():
     for name, weight in zip(names, fusion.confidence(*stacked), strict=True):
         assert torch.equal(out.weights[name], weight)
     assert 0 < out.weights["common"].min() < out.weights["common"].max() < 1
+
+
+class TestAddContext:
+    VIDEOS = ("b", "a", "c", "a", "b", "a")
+
+    @given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.floats(0, 3))
+    def test_is_a_product_with_the_geometric_mean_of_the_others(self, videos, weight):
+        logits = random(len(videos), 4).double()
+        found = softmax(add_context(logits, videos, weight=weight).numpy(), axis=1)
+        own = softmax(logits.numpy(), axis=1)
+        for clip, video in enumerate(videos):
+            others = [n for n, other in enumerate(videos) if other == video and n != clip]
+            wanted = own[clip] * (gmean(own[others]) ** weight if others else 1.0)
+            np.testing.assert_allclose(found[clip], wanted / wanted.sum(), rtol=1e-9)
+
+    def test_of_two_clips_each_hears_the_other(self):
+        logits = torch.tensor([[0.0, 4.0], [2.0, 0.0]])
+        found = add_context(logits, ["v", "v"], weight=0.5)
+        assert torch.equal(found, torch.tensor([[1.0, 4.0], [2.0, 2.0]]))
+
+    def test_without_weight_or_others_nothing_changes(self):
+        logits = random(6, 3)
+        assert torch.equal(add_context(logits, self.VIDEOS, weight=0.0), logits)
+        assert torch.equal(add_context(logits, range(6), weight=2.0), logits)
+        assert add_context(logits[:0], []).shape == (0, 3)
+
+    def test_groups_are_of_any_kind_and_order(self):
+        logits, order = random(6, 3), torch.tensor([4, 2, 0, 5, 1, 3])
+        wanted = add_context(logits, self.VIDEOS)
+        shuffled = add_context(logits[order], [self.VIDEOS[n] for n in order])
+        torch.testing.assert_close(shuffled, wanted[order])
+        numbers = [ord(video) for video in self.VIDEOS]
+        for groups in (np.array(self.VIDEOS), np.array(numbers), torch.tensor(numbers)):
+            assert torch.equal(add_context(logits, groups), wanted)
+
+    def test_half_precision_is_computed_in_float32(self):
+        logits = torch.full((200, 2), 500.0, dtype=torch.float16)
+        found = add_context(logits, [0] * 200, weight=1.0)
+        assert found.dtype == torch.float16
+        assert (found == 1000).all()
+
+    def test_gradient(self):
+        logits = random(6, 3).double().requires_grad_()
+        assert gradcheck(lambda x: add_context(x, self.VIDEOS, weight=0.7), [logits])
+
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize(
+        ("logits", "options", "error", "message"),
+        [
+            (torch.zeros(5, 2), {}, ValueError, "groups must be one per row of logits, 5, got 6"),
+            (torch.zeros(6), {}, ValueError, r"logits must have 2 axes, got shape \(6,\)"),
+            (torch.zeros(6, 2).long(), {}, TypeError, "logits must be floating point"),
+            (torch.zeros(6, 2), {"weight": -1.0}, ValueError, "weight must be in"),
+        ],
+    )
+    def test_bad_input(self, logits, options, error, message):
+        with pytest.raises(error, match=message):
+            add_context(logits, self.VIDEOS, **options)

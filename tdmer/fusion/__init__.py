@@ -1,5 +1,6 @@
-"""Fusion: branches weighed by their estimated true class probability, or alike."""
+"""Fusion: branches weighed by their estimated true class probability, or alike; context."""
 
+from tdmer.fusion.context import add_context
 from tdmer.fusion.mean import MeanFusion
 from tdmer.fusion.tcp import (
     Confidence,
@@ -15,6 +16,7 @@ __all__ = [
     "FusionOutput",
     "MeanFusion",
     "TCPFusion",
+    "add_context",
     "confidence_loss",
     "tcp_loss",
     "true_class_probability",

@@ -63,5 +63,5 @@ def add_context(
     others = numbers.bincount(minlength=len(places))[numbers].unsqueeze(1) - 1
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     sums = precise.new_zeros(len(places), precise.shape[1]).index_add(0, numbers, precise)
-    context = ((sums[numbers] - precise) / others.clamp(min=1)).masked_fill(others == 0, 0.0)
+    context = (sums[numbers] - precise) / others.clamp(min=1)
     return (precise + weight * context).to(logits.dtype)

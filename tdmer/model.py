@@ -13,6 +13,7 @@ from tdmer._checks import (
     check_choice,
     check_count,
     check_names,
+    check_real,
     per_modality,
 )
 from tdmer.fusion.mean import MeanFusion
@@ -207,6 +208,9 @@ class TDMER(Pretrained):
         check_choice("fusion", fusion, FUSIONS)
         kernels = per_modality("kernel_size", kernel_size, list(dims))
         drops = per_modality("input_dropout", input_dropout, list(dims))
+        for m, rate in drops.items():
+            check_real(f"input_dropout of {m!r}", rate, below=1.0)
+        check_real("feature_dropout", feature_dropout, below=1.0)
 
         self.options = {
             "dims": dict(dims),

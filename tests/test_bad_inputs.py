@@ -497,6 +497,8 @@ OPTIONS = [
     ("a width that heads do not divide", made(lambda: model(width=10, heads=4))),
     ("dropout of 1", made(lambda: model(dropout=1.0))),
     ("input dropout for one modality only", made(lambda: model(input_dropout={"text": 0.5}))),
+    ("input dropout of 1", made(lambda: model(input_dropout={"text": 0.5, "audio": 1.0}))),
+    ("dropout of all temporal features", made(lambda: model(feature_dropout=1.0))),
     ("an unknown activation", made(lambda: model(activation="relu"))),
     ("an unknown fusion", made(lambda: model(fusion="sum"))),
     ("a fractional number of layers", made(lambda: model(layers=1.5))),

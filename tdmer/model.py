@@ -192,7 +192,7 @@ class TDMER(Pretrained):
         layers: int = 1,
         kernel_size: int | Mapping[str, int] = 5,
         dropout: float = 0.5,
-        input_dropout: float | Mapping[str, float] = 0.3,
+        input_dropout: float | Mapping[str, float] = 0.5,
         feature_dropout: float = 0.5,
         activation: str = "tanh",
         positions: bool = True,

@@ -74,7 +74,7 @@ def main() -> None:
     add("--encoder-lr", type=float, default=1e-4, help="the same of the encoder")
     add("--warmup", type=int, default=40, help="steps in which each rate rises")
     add("--rec-weight", type=float, default=1.0, help="of L_rec, which trains the encoder, too")
-    add("--input-dropout", type=by_modality(float), default=0.3, help="or text=X,audio=Y")
+    add("--input-dropout", type=by_modality(float), default=0.5, help="or text=X,audio=Y")
     add("--average", type=float, default=0.99, help="decay of averaged weights")
     add("--threads", type=int, default=1, help="CPU threads")
     args = parser.parse_args()

@@ -63,7 +63,7 @@ class FeatureStatistics:
 
     @property
     def scale(self) -> Float64[Tensor, " f"]:
-        """What centred features are divided by: the deviation, 1 where a feature is constant."""
+        """Divisor of centred features, their standard deviation, or 1 where they are constant."""
         std = self.std
         # A spread below the resolution at the mean is rounding, not signal.
         constant = std <= torch.finfo(self.dtype).eps * self.mean.abs().clamp(min=1e-30)

@@ -4,9 +4,10 @@ MMSA trains with its own loop, options, data loader and metrics, on the same fil
 text through BERT, which is fine-tuned; here it gets the features of the file in BERT's place, and
 audio and video with pads to the length of the text, which it takes them to have. Ours train with
 examples/train.py and its defaults, TDMER with the input dropout of the other systems; "quick" has a
-short warm-up, averaged weights that follow soon, and twice the learning rate. All seconds are counted from the call, with reading the data and
-validation; a run ends where it reaches the figure, or where its own early stopping ends it. The
-runs take turns. From the root of the repository, on a machine that does nothing else:
+short warm-up, averaged weights that follow soon, and twice the learning rate. All seconds are
+counted from the call, with reading the data and validation; a run ends where it reaches the figure,
+or where its own early stopping ends it. The runs take turns. From the root of the repository, on a
+machine that does nothing else:
 
     pip install --no-deps MMSA
     python examples/benchmarks/time_to_accuracy.py --data mosi.pkl

@@ -142,7 +142,8 @@ class TDMER(Pretrained):
             have but one step, such as a vector for a whole clip, want 1: of a longer kernel all
             weights but those of one step see nothing but pads.
         dropout: Dropout in the cross-modal blocks, confidence nets and classifier, in [0, 1).
-        input_dropout: Dropout of input features, one for all modalities or by name.
+        input_dropout: Dropout of input features, one for all modalities or by name. 0.5 is for
+            hundreds of features per step; of few that all matter, take 0.1 to 0.3.
         feature_dropout: Dropout of temporal features ``X_m``; both drop a feature from all steps.
         activation: Bounded end of the common encoder: ``"sigmoid"`` (features in [0, 1]) or
             ``"tanh"`` ([-1, 1]).

@@ -61,7 +61,10 @@ def parse_args(description: str, arguments: Sequence[str] | None = None) -> argp
     for part in (model, loss):
         add_arguments(parser, part)
     args = parser.parse_args(arguments)
-    if args.normalize_groups == []:  # named alone
+    named, kept = args.normalize_groups, args.modalities
+    if named and kept and not set(named) <= set(kept):
+        parser.error(f"argument --normalize-groups: must be some of {kept}, got {named}")
+    if named == []:  # the option alone
         args.normalize_groups = True
     return args
 

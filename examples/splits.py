@@ -129,8 +129,8 @@ def load_splits(
             a half and two quarters where it has none.
         modalities: Those to keep; None: all.
         normalize_groups: Whether to standardise every feature within each group, or of which
-            modalities: in a file with splits of its own, within the part of the group that is in
-            each.
+            modalities, if they are kept: in a file with splits of its own, within the part of the
+            group that is in each.
 
     Raises:
         OSError: There is no such file.
@@ -147,9 +147,9 @@ def load_splits(
         groups = [_group(name, x) for name, data in sources.items() for x in data.ids]
     bounds = np.cumsum([0, *map(len, sources.values())])
     if normalize_groups:
-        chosen = modalities if isinstance(normalize_groups, bool) else normalize_groups
-        if chosen and modalities and not set(chosen) <= set(modalities):
-            raise ValueError(f"--normalize-groups must be some of {modalities}, got {chosen}")
+        chosen = modalities
+        if not isinstance(normalize_groups, bool):
+            chosen = [m for m in normalize_groups if modalities is None or m in modalities]
         parts = zip(sources.items(), pairwise(bounds), strict=True)
         sources = {
             name: normalize_by_group(x, groups[a:b], modalities=chosen)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -259,14 +260,22 @@ def test_missing_asks_for_several_modalities(mmsa, monkeypatch, tmp_path):
         )
 
 
-def test_speakers_are_normalised_in_parts(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("named", [[], ["voice"]])
+def test_speakers_are_normalised_in_parts(monkeypatch, tmp_path, capsys, named):
     npz = write_npz(tmp_path / "small.npz")
     where = ["--data", npz, "--label", "emotion", "--group", "actor", "--split", "folds:4/0"]
     train, script = load("train", monkeypatch), load("experiments/speakers", monkeypatch)
     folder, raw = tmp_path / "run", tmp_path / "raw"
-    call(monkeypatch, train, *where, *QUICK, "--normalize-groups", "--out", folder)
+    call(monkeypatch, train, *where, *QUICK, "--normalize-groups", *named, "--out", folder)
     call(monkeypatch, train, *where, *QUICK, "--out", raw)
     own = ["--data", npz, "--out", tmp_path, "--clips", 2, "--draws", 2]
+    collect, seen = script.collect, []
+
+    def note(model, given):
+        seen.append(given)
+        return collect(model, given)
+
+    monkeypatch.setattr(script, "collect", note)
     call(monkeypatch, script, folder, *own)
     (parts, whole), about = rows_of(tmp_path / "speakers.csv")
     assert (parts["clips"], whole["clips"]) == ("2", "all")
@@ -276,7 +285,13 @@ def test_speakers_are_normalised_in_parts(monkeypatch, tmp_path, capsys):
 
     # Each actor has five clips: a part of two and one of three, of which no clip is lost.
     data = script.load_splits(npz, label="emotion", group="actor", split="folds:4/0")["test"]
-    found = script.in_parts(data, 2, np.random.default_rng(0))
+    for given in seen:
+        as_it_is = {
+            m: torch.cat([x.inputs[m] for x in given]).equal(torch.cat([x.inputs[m] for x in data]))
+            for m in ("face", "voice")
+        }
+        assert as_it_is == {"face": named == ["voice"], "voice": False}
+    found = script.in_parts(data, ["face"], 2, np.random.default_rng(0))
     assert found.ids == data.ids
     assert found.labels.equal(data.labels)
     faces = [sample.inputs["face"] for sample in found]
@@ -297,32 +312,39 @@ def test_other_clips_of_a_video_help_where_it_has_one_mood(monkeypatch, tmp_path
     text = mood[:, None] - 0.5 + random.normal(size=(400, 4))
     np.savez(tmp_path / "x.npz", text=text.astype(np.float32), label=mood, video=video)
     npz, folder = tmp_path / "x.npz", tmp_path / "run"
-    where = ["--data", npz, "--group", "video", "--split", "random:0", "--out", folder]
+    where = ["--data", npz, "--group", "video", "--split", "random:0"]
     options = ["--steps", 60, "--warmup", 5, "--lr", 0.01, "--average", 0.5]
     options += ["--kernel-size", 1, "--dropout", 0, "--feature-dropout", 0]
-    call(monkeypatch, load("train", monkeypatch), *where, *QUICK, *options)
+    folders = [tmp_path / f"seed-{seed}" for seed in (0, 1)]
+    for seed, folder in enumerate(folders):
+        own = ["--out", folder, "--seed", seed]
+        call(monkeypatch, load("train", monkeypatch), *where, *QUICK, *options, *own)
     own = ["--data", npz, "--out", tmp_path, "--weights", 0.5, 3]
-    call(monkeypatch, load("experiments/context", monkeypatch), folder, *own)
-    alone = content(folder)["test"]["accuracy"]
+    call(monkeypatch, load("experiments/context", monkeypatch), *folders, *own)
+    runs = [content(folder) for folder in folders]
+    alone = np.mean([run["test"]["accuracy"] for run in runs])
+    in_valid = np.mean([run["history"][run["epoch"]]["valid"]["accuracy"] for run in runs])
     rows, about = rows_of(tmp_path / "context.csv")
     assert [row["weight"] for row in rows] == ["0.0", "0.5", "3.0"]
     assert about["figures of"] == "the validation split"
     by_weight = {float(row["weight"]): float(row["accuracy"]) for row in rows}
-    assert (
-        by_weight[0.0] == content(folder)["history"][content(folder)["epoch"]]["valid"]["accuracy"]
-    )
+    assert by_weight[0.0] == pytest.approx(in_valid)
     lines = (tmp_path / "context.md").read_text().splitlines()
-    first, second = (line.split("|")[1:4] for line in lines[4:6])
-    assert [float(x) for x in first] == pytest.approx([0, by_weight[0.0], alone], abs=6e-4)
-    best = float(second[0])
+    cells = [[cell.split(" ± ")[0] for cell in line.split("|")[1:4]] for line in lines[4:6]]
+    first, second = ([float(cell) for cell in row] for row in cells)
+    assert first == pytest.approx([0, in_valid, alone], abs=6e-4)
+    best = second[0]
     assert by_weight[best] == max(by_weight.values()) > by_weight[0.0]
-    assert float(second[2]) > alone + 0.05
+    assert second[2] > alone + 0.05
 
     # What predict.py says with this weight is what was measured.
     capsys.readouterr()
+    script, said = load("predict", monkeypatch), []
     out = ["--data", npz, "--context", best, "--out", tmp_path / "predictions.csv"]
-    call(monkeypatch, load("predict", monkeypatch), folder, *out)
-    assert f"accuracy {float(second[2]):.3f}" in capsys.readouterr().out
+    for folder in folders:
+        call(monkeypatch, script, folder, *out)
+        said += re.findall(r"accuracy ([0-9.]+)", capsys.readouterr().out)
+    assert np.mean([float(accuracy) for accuracy in said]) == pytest.approx(second[2], abs=6e-4)
     message = refusal(
         monkeypatch, "experiments/context", ungrouped(monkeypatch, npz), "--data", npz
     )

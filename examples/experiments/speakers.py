@@ -11,6 +11,7 @@ deviation over runs.
 
 import argparse
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +52,16 @@ def measure_runs(args: argparse.Namespace) -> None:
     found: dict[int | str, list[float]] = {}
     for folder in args.runs:
         model, task, samples = load_model(folder)
-        if not samples["normalize_groups"]:
+        of = samples["normalize_groups"]
+        if not of:
             raise ValueError(f"{folder} must be a run with --normalize-groups")
         data = load_splits(args.data, **samples | {"normalize_groups": False})["test"]
         figure = main_figure(task)
         sizes: dict[int | str, int] = {clips: clips for clips in args.clips} | {"all": len(data)}
         for clips, size in sizes.items():
             rng = np.random.default_rng(0)
-            outputs = [collect(model, in_parts(data, size, rng)) for _ in range(args.draws)]
+            chosen = data.dims if of is True else data.dims.keys() & of
+            outputs = [collect(model, in_parts(data, chosen, size, rng)) for _ in range(args.draws)]
             of_draws = [metrics(task, output.logits, output.labels)[figure] for output in outputs]
             found.setdefault(clips, []).append(float(np.mean(of_draws)))
     spreads = {clips: (float(np.mean(x)), deviation(np.array(x))) for clips, x in found.items()}
@@ -73,7 +76,9 @@ def measure_runs(args: argparse.Namespace) -> None:
     print(f"{table(headings, lines)}\n{note}")
 
 
-def in_parts(data: Samples, clips: int, rng: np.random.Generator) -> MultimodalDataset:
+def in_parts(
+    data: Samples, modalities: Collection[str], clips: int, rng: np.random.Generator
+) -> MultimodalDataset:
     """Return the samples, normalised in parts of at least so many, or all, of each group."""
     names: NDArray[np.object_] = np.empty(len(data), object)
     for group in dict.fromkeys(data.groups):
@@ -83,7 +88,8 @@ def in_parts(data: Samples, clips: int, rng: np.random.Generator) -> MultimodalD
             names[part] = f"{group}, part {count}"
     samples = [data[place] for place in range(len(data))]
     inputs = {m: [sample.inputs[m] for sample in samples] for m in data.dims}
-    return normalize_by_group(MultimodalDataset(inputs, data.labels, data.ids), names)
+    whole = MultimodalDataset(inputs, data.labels, data.ids)
+    return normalize_by_group(whole, names, modalities=modalities)
 
 
 if __name__ == "__main__":

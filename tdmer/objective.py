@@ -20,7 +20,7 @@ from tdmer.model import COMMON, TDMEROutput
 
 TERMS = ("con", "rec", "cp", "pp", "en", "f", "own", "dc", "dp")
 
-# A term's name, a mean over samples or steps that belongs to it, and over how many.
+# A term's name, a mean over samples or steps that belongs to it or several, and over how many.
 Mean = tuple[str, Tensor, Tensor | int]
 
 
@@ -28,8 +28,8 @@ Mean = tuple[str, Tensor, Tensor | int]
 class Task(Protocol):
     """What the objective asks of a task. Those of :mod:`tdmer.tasks` have it, and so may yours.
 
-    It is called once for the prediction and for every branch, each time with the whole batch, and
-    once for the private features of all modalities, with every sample as often as there are.
+    It is called with the whole batch for the prediction, and once more for all branches and private
+    features, with every sample as often as there are of them.
 
     Example:
         >>> from tdmer.tasks import Classification
@@ -191,29 +191,27 @@ class TDMERLoss(nn.Module):
                 term.
         """
         masks = {m: unless_full(mask) for m, mask in output.masks.items()}
-        has = dict(zip(masks, output.present.unbind(1), strict=True))
+        present = unless_full(output.present)
         terms = self._summed(
             [
-                *self._supervised(output, labels, has),
-                *self._decoupling(output, masks, has),
-                *self._cross_modal(output),
+                *self._supervised(output, labels),
+                *self._decoupling(output, masks, present),
+                *self._cross_modal(output, present),
             ]
         )
         if self.weights["con"]:
-            pooled = dict(zip(masks, output.common.pooled.unbind(1), strict=True))
             steps = self.samples == "steps"
             terms["con"] = pairwise_cmd_loss(
-                output.common.sequences if steps else pooled,
+                [*output.common.sequences.values()] if steps else output.common.pooled.unbind(1),
                 n_moments=self.n_moments,
                 span=output.common.span,
-                masks=output.masks if steps else has,
+                masks=[*masks.values()] if steps else _columns(present),
                 group=self.group,
             )
         weighted = [weight * terms[name] for name, weight in self.weights.items()]
         total = terms["task"] + torch.stack(weighted).sum()
-        gap = terms.pop("entropy_gap")
         if self.entropy_weight:
-            total = total + self.entropy_weight * gap
+            total = total + self.entropy_weight * terms.pop("entropy_gap")
         if self.group is not None:
             # What a term of weight 0 does not read still takes part, with a gradient of 0.
             private = output.private
@@ -221,37 +219,38 @@ class TDMERLoss(nn.Module):
             total = total + torch.stack([x[:0].sum() for x in unread]).sum()
         return LossTerms(total=total, **terms)
 
-    def _supervised(
-        self, output: TDMEROutput, labels: Tensor, has: dict[str, Tensor]
-    ) -> Iterator[Mean]:
-        labelled = self.task.labelled(labels)
+    def _supervised(self, output: TDMEROutput, labels: Tensor) -> Iterator[Mean]:
+        labelled, here = self.task.labelled(labels), output.present
         count = labelled.sum()
         losses = self.task(output.logits, labels).masked_fill(~labelled, 0.0)
         yield "task", losses.sum() / count.clamp(min=1), count
+        heads: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         if self.weights["f"]:
-            anything = torch.stack(list(has.values())).any(dim=0)
-            for name, here in {COMMON: anything, **has}.items():
-                logits, counts = output.branch_logits[name], labelled & here
-                losses = self.task(logits, labels)
-                tcp = self.task.true_class_probability(logits.detach(), labels)
-                value = tcp_loss(losses, tcp, output.weights[name].to(tcp), mask=counts)
-                yield "f", value, counts.sum()
+            logits, weights = (
+                torch.stack([found[name] for name in output.branch_logits], dim=1)
+                for found in (output.branch_logits, output.weights)
+            )
+            anything = here.any(dim=1, keepdim=True)
+            heads["f"] = logits, weights, torch.cat([anything, here], dim=1)
         if self.weights["own"]:
-            # All at once: a modality's losses are a column.
-            own = output.private
-            every = labels.repeat_interleave(len(has), dim=0)
-            logits = own.logits.flatten(0, 1)
-            losses = self.task(logits, every)
-            tcp = self.task.true_class_probability(logits.detach(), every)
-            columns = (x.view(own.confidence.shape).unbind(1) for x in (losses, tcp))
-            for loss, truth, weight, here in zip(
-                *columns, own.confidence.unbind(1), has.values(), strict=True
-            ):
-                counts = labelled & here
-                yield "own", tcp_loss(loss, truth, weight.to(truth), mask=counts), counts.sum()
+            heads["own"] = output.private.logits, output.private.confidence, here
+        if not heads:
+            return
+        # All at once: a head is a column.
+        logits, weights, here = (
+            torch.cat(part, dim=1) for part in zip(*heads.values(), strict=True)
+        )
+        rows = logits.flatten(0, 1)
+        every = labels.repeat_interleave(here.shape[1], dim=0)
+        losses = self.task(rows, every).view(here.shape)
+        tcp = self.task.true_class_probability(rows.detach(), every).view(here.shape)
+        here = here & labelled.unsqueeze(1)
+        sizes = [its_logits.shape[1] for its_logits, *_ in heads.values()]
+        values = tcp_loss(losses, tcp, weights.to(tcp), mask=here).split(sizes)
+        yield from zip(heads, values, here.sum(dim=0).split(sizes), strict=True)
 
     def _decoupling(
-        self, output: TDMEROutput, masks: dict[str, Tensor | None], has: dict[str, Tensor]
+        self, output: TDMEROutput, masks: dict[str, Tensor | None], present: Tensor | None
     ) -> Iterator[Mean]:
         weights, common = self.weights, output.common.sequences
         for m, mask in masks.items():
@@ -265,15 +264,15 @@ class TDMERLoss(nn.Module):
                     value = orthogonal_loss(common[m], other[m], mask=mask, penalty=self.penalty)
                     yield name, value, steps
         if weights["pp"]:
-            pooled = dict(zip(has, output.private.pooled.unbind(1), strict=True))
-            for p, q in combinations(pooled, 2):
-                both = has[p] & has[q]
+            pooled, has = output.private.pooled.unbind(1), _columns(present)
+            for p, q in combinations(range(len(pooled)), 2):
+                both = None if has is None else has[p] & has[q]
                 value = orthogonal_loss(pooled[p], pooled[q], mask=both, penalty=self.penalty)
-                yield "pp", value, both.sum()
+                yield "pp", value, len(pooled[p]) if both is None else both.sum()
 
-    def _cross_modal(self, output: TDMEROutput) -> Iterator[Mean]:
-        common, enhanced, present = output.common, output.enhanced, output.present
-        samples = present.shape[0]
+    def _cross_modal(self, output: TDMEROutput, present: Tensor | None) -> Iterator[Mean]:
+        common, enhanced = output.common, output.enhanced
+        samples = output.present.shape[0]
         by_branch = [x for name, x in output.branch_logits.items() if name != COMMON]
         for name, logits, edges in (
             ("dc", common.logits, common.edges),
@@ -282,25 +281,34 @@ class TDMERLoss(nn.Module):
             if self.weights[name]:
                 probabilities = self.task.probabilities(logits)
                 yield name, cross_modal_loss(probabilities, edges, present=present), samples
-        count = present.sum(dim=1)
-        most = (count * (count - 1)).clamp(min=1).log()
         for name, edges in (("common", common.edges), ("enhanced", enhanced.edges)):
             entropy = edge_entropy(edges)
             yield f"{name}_entropy", entropy.sum() / max(samples, 1), samples
-            yield "entropy_gap", (most - entropy).sum() / max(samples, 1), samples
+            if self.entropy_weight:
+                count = output.present.sum(dim=1)
+                most = (count * (count - 1)).clamp(min=1).log()
+                yield "entropy_gap", (most - entropy).sum() / max(samples, 1), samples
 
     def _summed(self, found: list[Mean]) -> dict[str, Tensor]:
         """Sum the means of every term, each taken over the samples of all processes."""
-        means = [mean for _, mean, _ in found]
+        means = [mean.view(-1) for _, mean, _ in found]
         if self.group is not None:
-            values = torch.stack(means)
-            counts = torch.stack([torch.as_tensor(n, device=values.device) for *_, n in found])
-            counts = counts.to(values)
-            sums, totals = all_reduce(torch.stack([values * counts, counts]), self.group)
-            means = list(sums / totals.clamp(min=1))
+            values = torch.cat(means)
+            counts = [
+                torch.as_tensor(n, device=values.device).expand(mean.shape)
+                for mean, (*_, n) in zip(means, found, strict=True)
+            ]
+            counted = torch.cat(counts).to(values)
+            sums, totals = all_reduce(torch.stack([values * counted, counted]), self.group)
+            means = list((sums / totals.clamp(min=1)).split([len(mean) for mean in means]))
         parts: dict[str, list[Tensor]] = {}
         for (name, *_), mean in zip(found, means, strict=True):
             parts.setdefault(name, []).append(mean)
         # What was not computed is a plain 0.
         nothing = dict.fromkeys(TERMS, means[0].new_zeros(()))
-        return {**nothing, **{name: torch.stack(part).sum() for name, part in parts.items()}}
+        return {**nothing, **{name: torch.cat(part).sum() for name, part in parts.items()}}
+
+
+def _columns(present: Tensor | None) -> tuple[Tensor, ...] | None:
+    """Return, by modality, which samples have it; None where all have all."""
+    return None if present is None else present.unbind(1)

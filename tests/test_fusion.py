@@ -128,6 +128,20 @@ class TestTCPLoss:
         torch.testing.assert_close(loss, tcp_loss(*rows))
         assert arguments[0].grad[1].item() == arguments[2].grad[1].item() == 0.0
 
+    def test_several_branches_at_once_are_each_by_itself(self):
+        logits, weights = random(4, 2, 3, seed=1).double(), random(4, 2, seed=2).double().sigmoid()
+        mask = torch.stack([self.mask, torch.zeros(4, dtype=torch.bool)], dim=1)
+        columns = [self.parts(logits[:, i]) for i in (0, 1)]
+        losses, tcp = (torch.stack(part, dim=1) for part in zip(*columns, strict=True))
+        for its_mask in (None, mask):
+            of_one = [
+                tcp_loss(*columns[i], weights[:, i], mask=None if its_mask is None else mask[:, i])
+                for i in (0, 1)
+            ]
+            found = tcp_loss(losses, tcp, weights, mask=its_mask)
+            torch.testing.assert_close(found, torch.stack(of_one))
+        assert found[1].item() == 0.0
+
     def test_no_sample_that_counts_is_zero(self):
         none = torch.zeros(4, dtype=torch.bool)
         assert tcp_loss(*self.parts(self.logits), self.weights, mask=none).item() == 0.0
@@ -136,7 +150,7 @@ class TestTCPLoss:
     @pytest.mark.parametrize(
         ("change", "error", "message"),
         [
-            ({"losses": torch.zeros(4, 3)}, ValueError, r"losses must have 1 axes, got shape"),
+            ({"losses": torch.zeros(4, 3)}, ValueError, "weights must have the shape of losses"),
             ({"weights": torch.zeros(3)}, ValueError, "weights must have the shape of losses"),
             ({"tcp": torch.zeros(3)}, ValueError, "tcp must have the shape of weights"),
             ({"tcp": torch.zeros(4).int()}, TypeError, "tcp must be floating point"),

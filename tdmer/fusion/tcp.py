@@ -66,21 +66,22 @@ def true_class_probability(
 
 
 def confidence_loss(
-    weights: Float[Tensor, " b"],
-    tcp: Float[Tensor, " b"],
+    weights: Float[Tensor, " b *e"],
+    tcp: Float[Tensor, " b *e"],
     *,
-    mask: Bool[Tensor, " b"] | None = None,
-) -> Float[Tensor, ""]:
+    mask: Bool[Tensor, " b *e"] | None = None,
+) -> Float[Tensor, "*e"]:
     """Mean squared error of the predicted weights against the true class probability (Eq. 11).
 
     Args:
-        weights: Predicted confidence in [0, 1].
+        weights: Predicted confidence in [0, 1], ``(b,)``, or ``(b, e)`` of several branches.
         tcp: True class probability. It is held fixed: with a gradient, a low confidence would
             pull the probability of the true class down.
         mask: True where a sample counts; None: everywhere.
 
     Returns:
-        A scalar in [0, 1]; 0 if no sample counts.
+        Values in [0, 1], a mean over the samples each: a scalar, or ``(e,)``; 0 where no sample
+        counts.
 
     Raises:
         TypeError: An input is not floating point, or ``mask`` is not bool.
@@ -93,8 +94,8 @@ def confidence_loss(
         >>> confidence_loss(torch.tensor([0.5, 1.0]), torch.tensor([0.75, 1.0]))
         tensor(0.0312)
     """
-    check_features("weights", weights, ndim=1)
-    check_features("tcp", tcp, ndim=1)
+    check_features("weights", weights)
+    check_features("tcp", tcp)
     check_same_shape("tcp", tcp, "weights", weights)
     check_mask("mask", mask, weights.shape)
     difference = weights - tcp.detach()
@@ -104,26 +105,26 @@ def confidence_loss(
 
 
 def tcp_loss(
-    losses: Float[Tensor, " b"],
-    tcp: Float[Tensor, " b"],
-    weights: Float[Tensor, " b"],
+    losses: Float[Tensor, " b *e"],
+    tcp: Float[Tensor, " b *e"],
+    weights: Float[Tensor, " b *e"],
     *,
-    mask: Bool[Tensor, " b"] | None = None,
-) -> Float[Tensor, ""]:
-    """Loss of one branch of the fusion: its classification and its confidence (Eqs. 10-12).
+    mask: Bool[Tensor, " b *e"] | None = None,
+) -> Float[Tensor, "*e"]:
+    """Loss of a branch of the fusion: its classification and its confidence (Eqs. 10-12).
 
     ``mean_b losses + mean_b (w - TCP)^2``; Eq. 12 is its sum over the branches.
 
     Args:
         losses: Supervised loss of every sample by the logits of the branch, such as the
-            cross-entropy of Eq. 10.
+            cross-entropy of Eq. 10, ``(b,)``; or of several branches, ``(b, e)``.
         tcp: True class probability by the same logits; it is held fixed.
         weights: Predicted weight of the branch in [0, 1].
         mask: True where a sample counts: it has a label and the branch; None: everywhere. What
             stands elsewhere does not matter.
 
     Returns:
-        A scalar; 0 if no sample counts.
+        A scalar, or ``(e,)``; 0 where no sample counts.
 
     Raises:
         TypeError: An input is not floating point, or ``mask`` is not bool.
@@ -139,7 +140,7 @@ def tcp_loss(
         >>> tcp_loss(losses, tcp, torch.tensor([0.5, 1.0]))
         tensor(0.4171)
     """
-    check_features("losses", losses, ndim=1)
+    check_features("losses", losses)
     check_same_shape("weights", weights, "losses", losses)
     check_mask("mask", mask, losses.shape)
     return _mean(losses, mask) + confidence_loss(weights, tcp, mask=mask)
@@ -147,8 +148,8 @@ def tcp_loss(
 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
-        return values.sum() / max(len(values), 1)
-    return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+        return values.sum(dim=0) / max(len(values), 1)
+    return values.masked_fill(~mask, 0.0).sum(dim=0) / mask.sum(dim=0).clamp(min=1)
 
 
 class Confidence(nn.Module):

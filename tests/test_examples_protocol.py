@@ -171,6 +171,40 @@ def test_the_test_split_is_read_when_told(compared, npz, monkeypatch, tmp_path, 
     assert figures["best_branch"]["mean"] == pytest.approx(np.mean(best))
 
 
+@pytest.mark.parametrize("refit", [False, True])
+def test_the_choice_of_every_split_is_that_of_its_validation(
+    compared, npz, monkeypatch, tmp_path, refit
+):
+    """Of the mean over seeds, and in the order of the splits, whichever variant it is."""
+    out = shutil.copytree(compared, tmp_path / "runs")
+    best = {0: "fast", 1: "default", 2: "fast", 3: "default"}
+    for path in out.glob("*/*/seed-?/metrics.json"):
+        variant, split, seed = path.parts[-4:-1]
+        found = json.loads(path.read_text())
+        ahead = best[int(split[-1])] == variant
+        # The other has the best run, and the worst.
+        found["valid"]["accuracy"] = 0.6 if ahead else (0.9, 0.1)[int(seed[-1])]
+        path.write_text(json.dumps(found))
+    read = "refit" if refit else "test"
+    more = ["--split", "folds:4", "--seeds", 2, *DEFAULT, "--variant", "fast: --lr .1", "--choose"]
+    more += ["--refit"] if refit else ["--read", "test"]
+    run(monkeypatch, "experiments/protocol", *emotions(npz, out, *more))
+    summary = content(out, f"{read}.json")
+    by_run = {
+        (row["variant"], row["split"], row["seed"]): row["accuracy"] for row in summary["runs"]
+    }
+    for fold, name in best.items():
+        for seed in range(2):
+            split = f"folds:4/{fold}"
+            assert by_run["chosen", split, seed] == by_run[name, split, seed]
+    gap = summary["variants"]["chosen"]["difference"]["mean"]
+    own = [by_run["chosen", f"folds:4/{k}", s] for k in range(4) for s in range(2)]
+    first = [by_run["default", f"folds:4/{k}", s] for k in range(4) for s in range(2)]
+    assert gap == pytest.approx(np.mean(own) - np.mean(first))
+    assert [row["split"] for row in summary["runs"]][-8::2] == [f"folds:4/{k}" for k in range(4)]
+    assert '"folds:4/0": "fast", "folds:4/1": "default"' in (out / f"{read}.md").read_text()
+
+
 def test_the_best_branch_is_that_of_the_validation_split(monkeypatch, tmp_path):
     differences = load("experiments/differences", monkeypatch)
 
@@ -273,6 +307,8 @@ def test_the_unit_is_a_split_where_there_are_four(monkeypatch, splits, unit, uni
         (["--variant", "ridge: sklearn"], "must begin with one of ['logistic regression', 'svm'"),
         (["--variant", "negative: --alpha -1"], "alpha"),
         ([*DEFAULT, "--split", "folds:2"], "--split must be official, folds:K/k"),
+        ([*DEFAULT, "--choose"], "--choose reads the test split"),
+        (["--variant", "chosen", "--choose", "--refit"], "variants other names"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(npz, monkeypatch, tmp_path, more, reason):

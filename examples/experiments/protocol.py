@@ -16,6 +16,9 @@ may be chosen. ``--read test`` reads the test split instead: once, when everythi
 ``--refit`` does so, too, after each run was trained again on train and valid together, for as many
 steps as it had chosen. The best branch is always the one that was best in validation.
 
+``--choose`` adds what a choice in validation brings, such as that of the modalities: the row
+``chosen`` has, of every split, the variant whose mean over seeds was best in validation there.
+
 Differences are to the first variant, paired by split and seed: the mean, a 95 % bootstrap interval,
 and the p value of a permutation test. With four splits or more the unit is a split, for seeds of
 one split share its samples; with fewer it is a run, and the interval says nothing of other samples.
@@ -27,18 +30,20 @@ every run in valid.json.
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from differences import BRANCHES, CLASSES, SCORES, summarize
 from rich.console import Console
 from rich.table import Table
-from runs import add_options, execute_all, plan
+from runs import Run, add_options, execute_all, plan
 from tables import gap, provenance, spread, write_csv, write_markdown
 
 sys.path.append(str(Path(__file__).parents[1]))
-from run_folder import to_json, write
+from run_folder import from_json, to_json, write
 
+CHOSEN = "chosen"
 TITLES = {
     "valid": "Validation split",
     "test": "Test split",
@@ -58,26 +63,54 @@ def main() -> None:
     add("--out", type=Path, required=True, help="folder")
     add("--read", choices=["valid", "test"], default="valid", help="figures (default: valid)")
     add("--refit", action="store_true", help="train again on train and valid, and read test")
+    add("--choose", action="store_true", help="and, of every split, the best in validation")
     add_options(parser, seeds=3)
     args, options = parser.parse_known_args()
     try:
         named = [(name.strip(), own) for name, _, own in (v.partition(":") for v in args.variant)]
         if len(dict(named)) < len(named):
             raise ValueError(f"variants must have names of their own, got {args.variant}")
+        if args.choose and (CHOSEN in dict(named) or not (args.refit or args.read == "test")):
+            raise ValueError(
+                f"--choose reads the test split, and makes the variant {CHOSEN!r}: "
+                "give --read test or --refit, and variants other names"
+            )
         runs = plan(args, dict(named), options, refit=args.refit)
         execute_all(runs, args.jobs)
-        summary = summarize(runs, "test" if args.refit else args.read)
+        best = chosen(runs) if args.choose else {}
+        again = [
+            run._replace(variant=CHOSEN)
+            for split, name in best.items()
+            for run in runs
+            if (run.split, run.variant) == (split, name)
+        ]
+        summary = summarize([*runs, *again], "test" if args.refit else args.read)
     except (OSError, TypeError, ValueError) as error:
         raise SystemExit(f"protocol.py: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("protocol.py: stopped; the same command goes on") from None
     name = "refit" if args.refit else args.read
     about = provenance(runs, summary["read"], options)
+    if best:
+        about["chosen in validation"] = best
     write(args.out / f"{name}.json", to_json(summary | {"about": about}))
     write_csv(args.out / f"{name}.csv", as_rows(summary), about)
     headings, lines = as_lines(summary)
     write_markdown(args.out / f"{name}.md", TITLES[name], headings, lines, about, note(summary))
     show(summary, name)
+
+
+def chosen(runs: Sequence[Run]) -> dict[str, str]:
+    """Return, by split, the variant whose mean over seeds is best in validation."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        valid = from_json(run.folder / "metrics.json")["valid"]
+        value = -valid["mae"] if "mae" in valid else valid["accuracy"]
+        found.setdefault(run.split, {}).setdefault(run.variant, []).append(value)
+    return {
+        split: max(variants, key=lambda name: math.fsum(variants[name]))
+        for split, variants in found.items()
+    }
 
 
 def as_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -80,8 +80,7 @@ def confidence_loss(
         mask: True where a sample counts; None: everywhere.
 
     Returns:
-        Values in [0, 1], a mean over the samples each: a scalar, or ``(e,)``; 0 where no sample
-        counts.
+        A scalar, or ``(e,)``, with values in [0, 1]; 0 where no sample counts.
 
     Raises:
         TypeError: An input is not floating point, or ``mask`` is not bool.

@@ -88,7 +88,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         onnx, int8 = Path(name, "model.onnx"), Path(name, "int8.onnx")
         write_onnx(model, batches[0], onnx)
-        quantize_dynamic(onnx, int8, weight_type=QuantType.QInt8)
+        quantize_dynamic(onnx, int8, weight_type=QuantType.QUInt8)
         linear = quantize_linear(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
         packed = Path(name, "linear.pt")
         torch.save(linear.state_dict(), packed)

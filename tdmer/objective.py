@@ -247,7 +247,10 @@ class TDMERLoss(nn.Module):
         here = here & labelled.unsqueeze(1)
         sizes = [its_logits.shape[1] for its_logits, *_ in heads.values()]
         values = tcp_loss(losses, tcp, weights.to(tcp), mask=here).split(sizes)
-        yield from zip(heads, values, here.sum(dim=0).split(sizes), strict=True)
+        counts = here.sum(dim=0).split(sizes)
+        # Not `yield from`, which torch.compile does not follow on Python 3.13.
+        for place, name in enumerate(heads):
+            yield name, values[place], counts[place]
 
     def _decoupling(
         self, output: TDMEROutput, masks: dict[str, Tensor | None], present: Tensor | None
